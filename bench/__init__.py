@@ -1,0 +1,1 @@
+"""How fast comit is, and where the time goes; installs as ``comit.bench``."""

@@ -1,0 +1,97 @@
+"""Bytes of one file to one-channel stored values, and how they are meant to be shown.
+
+Opening reads the header alone, so that memory can be granted before pixels are decoded::
+
+    image = open_image(data)            # header: size, type, presentation, identifiers
+    if image.skip is None:              # a frontal chest radiograph, as far as the header says
+        samples = np.empty((image.height, image.width), image.dtype)
+        image.read_into(samples)        # the codec runs here
+
+Everything that is wrong with a file is raised as :class:`comit.errors.ItemError` with its code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comit.errors import ItemError
+from comit.preprocess import Presentation
+from comit.reasons import Caution, Fail, Skip
+
+Samples = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one input may take; checked before memory is taken."""
+
+    file_bytes: int = 512 * 2**20
+    pixels: int = 100_000_000  # a 43 x 35 cm detector at 0.1 mm has 15 million
+    min_side: int = 64  # pixels; a chest radiograph below this shows nothing
+    max_aspect: float = 8.0  # longer side over shorter side
+
+
+@dataclass
+class Image(ABC):
+    """One opened file: what its header says. ``warnings`` may grow while pixels are read."""
+
+    height: int  # DICOM Rows
+    width: int  # DICOM Columns
+    dtype: np.dtype[np.generic]  # of the stored values that read_into gives
+    presentation: Presentation = Presentation()
+    frames: int = 1
+    skip: Skip | None = None  # why this is not a frontal chest radiograph
+    view: str | None = None  # DICOM ViewPosition: PA, AP, ...
+    warnings: list[Caution] = field(default_factory=list)
+    sop_instance_uid: str | None = None
+    series_instance_uid: str | None = None
+    study_instance_uid: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded stored values."""
+        return self.height * self.width * self.dtype.itemsize
+
+    @abstractmethod
+    def read_into(self, out: Samples) -> None:
+        """Decodes the only frame into ``out``, (height, width) of ``dtype``; raises ItemError."""
+
+    def samples(self) -> Samples:
+        """The stored values, (height, width) of ``dtype``."""
+        out = np.empty((self.height, self.width), self.dtype)
+        self.read_into(out)
+        return out
+
+
+def open_image(data: bytes, limits: Limits | None = None) -> Image:
+    """Opens a DICOM, PNG or JPEG file by its content; the name does not matter.
+
+    Raises ItemError: ``unsupported_format`` for anything else, and what its reader finds.
+    """
+    limits = limits or Limits()
+    if not data:
+        raise ItemError(Fail.EMPTY)
+    if data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+        from comit.decode.raster import open_raster
+
+        image = open_raster(data, limits)
+    else:
+        from comit.decode.dicom import is_dicom, open_dicom
+
+        if not is_dicom(data):
+            raise ItemError(Skip.UNSUPPORTED_FORMAT)
+        image = open_dicom(data, limits)
+    return image
+
+
+def check_size(height: int, width: int, limits: Limits) -> None:
+    """Raises ItemError where an image of this size is not to be decoded."""
+    if height * width > limits.pixels:
+        raise ItemError(Fail.TOO_LARGE)
+    short, long = sorted((height, width))
+    if short < limits.min_side or long > limits.max_aspect * short:
+        raise ItemError(Fail.TOO_SMALL)

@@ -1,0 +1,1 @@
+"""Engines: one contract (:mod:`.base`), one module for each backend."""

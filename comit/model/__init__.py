@@ -1,0 +1,1 @@
+"""COMiT-Net in PyTorch (needs the extra ``train``): :mod:`.network` and :mod:`.loss`."""

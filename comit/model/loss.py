@@ -1,0 +1,63 @@
+"""The paper's losses, each with its per-image switch (sections 2.1 and 2.2, equations 2 to 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from comit.model.network import Outputs
+
+
+class Targets(NamedTuple):
+    """Labels of a batch. A label that an image lacks has switch 0; its value is then ignored."""
+
+    lung: Tensor  # (N, H, W) float in {0, 1}: L_i
+    disease: Tensor  # (N, H, W) float in {0, 1}: D_i
+    unhealthy: Tensor  # (N,) int64 in {0, 1}: H_i
+    findings: Tensor  # (N, 2) float in {0, 1}: [C_i, O_i]
+    switches: Tensor  # (N, 4) float in {0, 1}: T_1i .. T_4i of equation 8
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The paper's loss is ``LossConfig(mean=False, disease_weight=1)``.
+
+    ``mean``: pixel terms are averaged over pixels and every task over the images that have its
+    label. Summed, as printed, the 50,176 pixels of a mask outweigh a class label 50,176 to 1 and
+    a task with labels on every image outweighs one with labels on 8 %.
+    ``disease_weight``: weight of a diseased pixel against a healthy one in equation 3.
+    """
+
+    mean: bool = True
+    disease_weight: float = 4.0
+
+
+def losses(outputs: Outputs, targets: Targets, config: LossConfig | None = None) -> Tensor:
+    """The four terms of equation 8, (4,) float32: lung, disease, healthy/unhealthy, findings.
+
+    Their sum is the loss to minimise. The two-channel softmax with cross entropy is the binary
+    cross entropy of equations 2 and 3 on the softmax probability of the foreground.
+    """
+    config = config or LossConfig()
+    z1 = _pixels(outputs.lung, targets.lung, 1.0, config.mean)  # eq. 2
+    z2 = _pixels(outputs.disease, targets.disease, config.disease_weight, config.mean)  # eq. 3
+    z3 = F.cross_entropy(outputs.health.float(), targets.unhealthy, reduction="none")  # eq. 5
+    z4 = F.binary_cross_entropy_with_logits(
+        outputs.findings.float(), targets.findings, reduction="none"
+    ).sum(dim=1)  # eq. 7
+    per_image = torch.stack([z1, z2, z3, z4], dim=1)  # (N, 4)
+    # A switched-off term may be nonsense (its label is filler), even NaN: select, do not multiply.
+    per_image = torch.where(targets.switches > 0, per_image, torch.zeros_like(per_image))
+    total = per_image.sum(dim=0)  # eq. 8, summed over images
+    return total / targets.switches.sum(dim=0).clamp(min=1) if config.mean else total
+
+
+def _pixels(logits: Tensor, mask: Tensor, weight: float, mean: bool) -> Tensor:
+    """(N, 2, H, W) logits against an (N, H, W) mask to (N,): equations 2 and 3."""
+    classes = torch.tensor([1.0, weight], device=logits.device)
+    loss = F.cross_entropy(logits.float(), mask.long(), weight=classes, reduction="none")
+    return loss.mean(dim=(1, 2)) if mean else loss.sum(dim=(1, 2))

@@ -1,0 +1,228 @@
+"""COMiT-Net, the network of the paper's section 2 and figure 3.
+
+    X-ray (N, 1, 224, 224)
+      |  encoder: VGG16 with batch norm, 5 blocks, each ends in a 2x2 max pooling
+      |           that remembers where its maximum was
+      +--> lungs decoder    (t1) -> (N, 2, 224, 224) logits  [not lung, lung]
+      +--> disease decoder  (t2) -> (N, 2, 224, 224) logits  [not disease, disease]
+      +--> global average pooling -> (N, 512) embedding
+             +--> health branch   (t3) -> (N, 2) logits, softmax  [healthy, unhealthy]
+             +--> disease branch  (t4) -> (N, 2) logits, sigmoid  [COVID, other disease]
+
+Malhotra et al., "Multi-Task Driven Explainable Diagnosis of COVID-19 using Chest X-ray Images".
+SegNet's unpooling: Badrinarayanan et al., arXiv 1511.00561. VGG16: arXiv 1409.1556.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Channels of the five VGG16 blocks; the number of entries is the number of convolutions (2.1).
+BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What defines the network besides its weights; stored beside them."""
+
+    width: float = 1.0  # every channel count times this; 1.0 is the paper's network
+    mean: float = 0.5  # of the preprocessed training images, which lie in [0, 1]
+    std: float = 0.25
+
+
+class Outputs(NamedTuple):
+    """What the network says before softmax and sigmoid (logits)."""
+
+    lung: Tensor  # (N, 2, H, W)  [not lung, lung]
+    disease: Tensor  # (N, 2, H, W)  [not disease, disease]
+    health: Tensor  # (N, 2)  [healthy, unhealthy]
+    findings: Tensor  # (N, 2)  [COVID, other disease]
+
+    def scores(self) -> Tensor:
+        """(N, 3) float32 in [0, 1]: unhealthy (eq. 4), COVID and other disease (eq. 6)."""
+        unhealthy = torch.softmax(self.health.float(), dim=1)[:, 1:]
+        return torch.cat([unhealthy, torch.sigmoid(self.findings.float())], dim=1)
+
+    def masks(self) -> Tensor:
+        """(N, 2, H, W) float32 in [0, 1]: probability of lung and of disease (eq. 1)."""
+        return torch.stack(
+            [torch.softmax(x.float(), dim=1)[:, 1] for x in (self.lung, self.disease)], dim=1
+        )
+
+
+def pool_positions(x: Tensor, pooled: Tensor) -> list[Tensor]:
+    """Where each 2x2 window of ``x`` (N, C, H, W) has its maximum ``pooled`` (N, C, H/2, W/2).
+
+    Four masks, one a corner of the window, exactly one of them true. On a tie the first in
+    row-major order wins, as in ``max_pool2d``: after ReLU most windows are four zeros, so the
+    rule decides where much of the decoder's input goes.
+    """
+    positions: list[Tensor] = []
+    taken = torch.zeros_like(pooled, dtype=torch.bool)
+    for row in (0, 1):
+        for column in (0, 1):
+            here = (x[:, :, row::2, column::2] >= pooled) & ~taken
+            taken = taken | here
+            positions.append(here)
+    return positions
+
+
+def unpool(x: Tensor, positions: list[Tensor]) -> Tensor:
+    """(N, C, h, w) to (N, C, 2h, 2w): each value at its remembered position, zeros elsewhere.
+
+    Bit-equal to ``max_unpool2d`` and made of comparisons, selections and a pixel shuffle, which
+    every ONNX runtime has; MaxUnpool is missing from TensorRT.
+    """
+    zero = torch.zeros_like(x)
+    corners = torch.stack([torch.where(p, x, zero) for p in positions], dim=2)  # (N, C, 4, h, w)
+    return F.pixel_shuffle(corners.flatten(1, 2), 2)
+
+
+def conv_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
+    """One layer of encoder and decoders: 3x3 convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+class Decoder(nn.Module):
+    """The encoder transposed: unpool, then as many convolutions as the encoder's block has."""
+
+    def __init__(self, blocks: tuple[tuple[int, ...], ...]) -> None:
+        super().__init__()
+        stages = []
+        for i in reversed(range(len(blocks))):
+            # The last convolution of a stage leads to the next shallower block's channels.
+            channels = [*blocks[i], blocks[i - 1][-1] if i else 2]
+            layers: list[nn.Module] = [conv_bn_relu(a, b) for a, b in pairwise(channels)]
+            if i == 0:  # softmax follows: no batch norm, no ReLU
+                layers[-1] = nn.Conv2d(channels[-2], 2, 3, padding=1)
+            stages.append(nn.Sequential(*layers))
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, x: Tensor, positions: list[Tensor] | list[list[Tensor]]) -> Tensor:
+        """(N, C, H/32, W/32) and the encoder's remembered positions to (N, 2, H, W) logits."""
+        for stage, where in zip(self.stages, reversed(positions), strict=True):
+            x = stage(
+                F.max_unpool2d(x, where, 2) if isinstance(where, Tensor) else unpool(x, where)
+            )
+        return x
+
+
+def branch(inputs: int) -> nn.Sequential:
+    """Three fully connected layers; ReLU after the first two (2.2)."""
+    hidden = max(inputs // 2, 8), max(inputs // 4, 8)
+    return nn.Sequential(
+        nn.Linear(inputs, hidden[0]),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden[0], hidden[1]),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden[1], 2),
+    )
+
+
+class COMiTNet(nn.Module):
+    """The paper's network, its channels scaled by ``config.width``.
+
+    ``portable_unpooling`` picks how positions travel from the pooling to the decoders: indices
+    and ``max_unpool2d`` (fast in PyTorch) or :func:`pool_positions` and :func:`unpool` (for
+    export). Both give the same bits.
+    """
+
+    def __init__(self, config: NetworkConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or NetworkConfig()
+        blocks = tuple(tuple(max(8, round(c * config.width)) for c in block) for block in BLOCKS)
+        channels = (1, *(block[-1] for block in blocks))
+        self.encoder = nn.ModuleList(
+            nn.Sequential(*(conv_bn_relu(a, b) for a, b in pairwise((first, *block))))
+            for first, block in zip(channels, blocks, strict=False)
+        )
+        self.lung_decoder = Decoder(blocks)
+        self.disease_decoder = Decoder(blocks)
+        self.health_branch = branch(channels[-1])
+        self.findings_branch = branch(channels[-1])
+        self.portable_unpooling = False
+
+    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor] | list[list[Tensor]]]:
+        """(N, 1, H, W) in [0, 1] to (N, C, H/32, W/32) features and the pooling positions."""
+        x = (x - self.config.mean) / self.config.std
+        positions = []
+        for block in self.encoder:
+            x = block(x)
+            if self.portable_unpooling:
+                pooled = F.max_pool2d(x, 2)
+                positions.append(pool_positions(x, pooled))
+                x = pooled
+            else:
+                x, indices = F.max_pool2d(x, 2, return_indices=True)
+                positions.append(indices)
+        return x, positions
+
+    def embed(self, features: Tensor) -> Tensor:
+        """(N, C, h, w) features to the (N, C) embedding: global average pooling."""
+        return features.mean(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Outputs:
+        """(N, 1, H, W) preprocessed images in [0, 1]; H and W are multiples of 32 (224)."""
+        features, positions = self.encode(x)
+        embedding = self.embed(features)
+        return Outputs(
+            lung=self.lung_decoder(features, positions),
+            disease=self.disease_decoder(features, positions),
+            health=self.health_branch(embedding),
+            findings=self.findings_branch(embedding),
+        )
+
+
+def load_vgg16(network: COMiTNet, path: Path) -> None:
+    """Starts the encoder from ImageNet weights: a torchvision ``vgg16_bn`` or ``vgg16`` file.
+
+    ``path`` is a local .safetensors or .pth state dict (3.3: "initialized using a pre-trained
+    VGG16 model"). The first layer's weights are summed over its three inputs, the same function
+    for an X-ray copied into three channels. Raises ValueError where the file does not fit.
+    """
+    weights = _state_dict(path)
+    convolutions = [(k, v) for k, v in weights.items() if k.startswith("features.") and v.ndim == 4]
+    ours = [m for m in network.encoder.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in network.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    if len(convolutions) != len(ours):
+        raise ValueError(
+            f"{path} holds {len(convolutions)} convolutions under 'features.'; "
+            f"VGG16 has {len(ours)}"
+        )
+    with torch.no_grad():
+        for (key, weight), conv, norm in zip(convolutions, ours, norms, strict=True):
+            if conv.in_channels == 1:
+                weight = weight.sum(dim=1, keepdim=True)
+            if weight.shape != conv.weight.shape:
+                raise ValueError(
+                    f"{key} in {path} is {tuple(weight.shape)}, the network has "
+                    f"{tuple(conv.weight.shape)}: ImageNet weights fit width 1.0 alone"
+                )
+            index = int(key.split(".")[1])
+            conv.weight.copy_(weight)
+            assert conv.bias is not None
+            conv.bias.copy_(weights[f"features.{index}.bias"])
+            for name in ("weight", "bias", "running_mean", "running_var"):  # absent in plain vgg16
+                if (value := weights.get(f"features.{index + 1}.{name}")) is not None:
+                    getattr(norm, name).copy_(value)
+
+
+def _state_dict(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path} is not a state dict")
+    return loaded

@@ -1,0 +1,188 @@
+"""Stored pixel values to what the network sees, (224, 224) float32 in [0, 1]: the definition.
+
+    samples --area average--> grid --modality--> --VOI--> --stretch--> --polarity--> pixels
+    (H, W)                  (224, 224)                                            (224, 224)
+
+Training and screening call :func:`preprocess`; a CUDA kernel must give these values. The grid
+spans the whole image whatever its aspect, so a mask maps back by scaling alone.
+
+1. *Area average* of the stored values: each grid cell is the mean over its footprint, borders
+   weighted by overlap. Padding weighs nothing.
+2. *Modality* (PS3.3 C.11.1): rescale slope and intercept, or the modality LUT.
+3. *VOI* (PS3.3 C.11.2): the first usable window or VOI LUT of the header, if there is one.
+4. *Stretch*: the 0.5 % darkest and brightest cells are clipped and the rest spread over [0, 1].
+   So a PNG whose window was burned in and the DICOM with that window in its header agree, and a
+   window that spans the whole range does not leave a flat picture.
+5. *Polarity*: MONOCHROME1 (and what says INVERSE) is inverted, so that air is dark.
+
+Everything after step 1 works on 50,176 values and is cheap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comit.errors import ItemError
+from comit.reasons import Caution, Fail
+
+# Versioned as comit.preprocess_version: change a value here and count it up.
+SIZE = 224
+CLIPPED = int(0.005 * SIZE * SIZE)  # 250 cells at either end
+
+Grid = NDArray[np.float32]  # (224, 224)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A VOI window (PS3.3 C.11.2.1.2), in units after the modality step."""
+
+    center: float
+    width: float
+    function: str = "LINEAR"  # LINEAR, LINEAR_EXACT or SIGMOID
+
+
+@dataclass(frozen=True)
+class Lut:
+    """A modality or VOI lookup table (PS3.3 C.11.1.1.1)."""
+
+    first: float  # the input value of the first entry
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """How stored values become the picture a reader is meant to see (PS3.4 N.2)."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+    modality_lut: Lut | None = None
+    voi: Window | Lut | None = None
+    inverted: bool = False  # MONOCHROME1: the lowest value is white
+    padding: tuple[float, float] | None = None  # inclusive range of stored values to leave out
+
+
+class Preprocessed(NamedTuple):
+    """What one image became."""
+
+    pixels: Grid  # (224, 224) in [0, 1], air dark
+    voi: str  # what step 3 used: window, lut or none
+    warnings: tuple[Caution, ...]
+
+
+def preprocess(samples: NDArray[np.generic], presentation: Presentation) -> Preprocessed:
+    """(H, W) stored values of any real type to (224, 224) float32 in [0, 1].
+
+    Raises ItemError: ``nonfinite`` where a sample is NaN or infinite, ``blank`` where all agree.
+    """
+    return present(area_average(samples, presentation.padding), presentation)
+
+
+def area_average(samples: NDArray[np.generic], padding: tuple[float, float] | None = None) -> Grid:
+    """(H, W) to (224, 224) float32 means; NaN where a cell is padding alone. Step 1."""
+    values = samples.astype(np.float32)
+    if np.issubdtype(samples.dtype, np.floating) and not np.isfinite(values).all():
+        raise ItemError(Fail.NONFINITE)
+    if padding is None:
+        return _mean(values)
+    keep = ~((samples >= padding[0]) & (samples <= padding[1]))
+    if keep.all():
+        return _mean(values)
+    weight = _mean(keep.astype(np.float32))
+    total = _mean(np.where(keep, values, np.float32(0)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # Below 1e-6 of a cell the quotient is rounding noise, not a value.
+        return np.where(weight > 1e-6, total / weight, np.float32(np.nan)).astype(np.float32)
+
+
+def _mean(values: NDArray[np.float32]) -> Grid:
+    height, width = values.shape
+    if height >= SIZE and width >= SIZE:
+        import cv2
+
+        # INTER_AREA is the definition where it shrinks; where it enlarges, it interpolates.
+        shrunk = cv2.resize(values, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        return np.asarray(shrunk, dtype=np.float32)
+    return coverage(height) @ values @ coverage(width).T
+
+
+@lru_cache(maxsize=8)
+def coverage(n: int) -> NDArray[np.float32]:
+    """(224, n) share of each of n samples in each grid cell; rows sum to 1.
+
+    ``coverage(H) @ samples @ coverage(W).T`` is the area average, for H and W of any size.
+    """
+    edges = np.arange(SIZE + 1) * (n / SIZE)
+    left = np.maximum(edges[:-1, None], np.arange(n))
+    right = np.minimum(edges[1:, None], np.arange(1, n + 1))
+    return (np.clip(right - left, 0, None) * (SIZE / n)).astype(np.float32)
+
+
+def present(grid: Grid, presentation: Presentation) -> Preprocessed:
+    """Averaged stored values, NaN for padding, to pixels in [0, 1]. Steps 2 to 5."""
+    warnings: list[Caution] = []
+    outside = np.isnan(grid)
+    padded = bool(outside.any())
+    if padded:
+        warnings.append(Caution.PADDING)
+        if outside.all():
+            raise ItemError(Fail.BLANK)
+    values = _modality(grid, presentation)
+    voi = "none"
+    stretched = None
+    if presentation.voi is not None:
+        stretched = _stretch(_voi(values, presentation.voi), outside if padded else None)
+        if stretched is None:  # the window shows one shade
+            warnings.append(Caution.WINDOW_UNUSABLE)
+        else:
+            voi = "lut" if isinstance(presentation.voi, Lut) else "window"
+    if stretched is None:
+        stretched = _stretch(values, outside if padded else None)
+    if stretched is None:
+        raise ItemError(Fail.BLANK)
+    pixels = 1 - stretched if presentation.inverted else stretched
+    if padded:
+        pixels[outside] = 0  # padding is shown as background
+    return Preprocessed(pixels, voi, tuple(warnings))
+
+
+def _modality(grid: Grid, p: Presentation) -> Grid:
+    if p.modality_lut is not None:
+        return _look_up(grid, p.modality_lut)
+    return grid * np.float32(p.slope) + np.float32(p.intercept)
+
+
+def _voi(values: Grid, voi: Window | Lut) -> Grid:
+    """PS3.3 C.11.2.1, output scaled to [0, 1]."""
+    if isinstance(voi, Lut):
+        return _look_up(values, voi)
+    center, width = np.float32(voi.center), np.float32(voi.width)
+    if voi.function == "SIGMOID":  # C.11.2.1.3.1
+        with np.errstate(over="ignore"):
+            return np.asarray(1 / (1 + np.exp(-4 * (values - center) / width)), dtype=np.float32)
+    if voi.function == "LINEAR":  # C.11.2.1.2.1: a width of 1 is a threshold
+        center, width = center - np.float32(0.5), max(width - 1, np.float32(1e-6))
+    return np.asarray(np.clip((values - center) / width + np.float32(0.5), 0, 1))
+
+
+def _look_up(values: Grid, lut: Lut) -> Grid:
+    """Table lookup with linear interpolation: averaged values fall between entries."""
+    table = np.asarray(lut.values, dtype=np.float32)
+    return np.interp(values - lut.first, np.arange(len(table)), table).astype(np.float32)
+
+
+def _stretch(values: Grid, outside: NDArray[np.bool_] | None) -> Grid | None:
+    """Spreads all but the clipped ends over [0, 1]; None where that is a single value."""
+    inside = np.sort(values if outside is None else values[~outside], axis=None)
+    k = CLIPPED * inside.size // values.size
+    low, high = inside[k], inside[-1 - k]
+    if not high > low:  # a few bright cells on nothing: use the whole range, if there is one
+        low, high = inside[0], inside[-1]
+    # A spread within float32 rounding of the values (2^-20) is a constant image.
+    if not high - low > max(abs(float(low)), abs(float(high))) * 2**-20:
+        return None
+    return np.asarray(np.clip((values - low) / (high - low), 0, 1), dtype=np.float32)

@@ -1,0 +1,82 @@
+"""The one list of why a row has no scores, and of what to know about one that has.
+
+Every code appears in results as written here and is explained in ``docs/results.md``, which a
+test holds to this list. A code never carries text from a file: that may name a patient.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """A string enumeration whose members carry their explanation in ``meaning``."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Code:
+        """``value`` is the code, ``meaning`` its explanation."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+
+class Skip(Code):
+    """``status = skipped``: readable or recognised, and not a frontal chest radiograph."""
+
+    MODALITY = "modality", "the DICOM Modality is not a radiograph (CR, DX, DR, RG, XR, OT, SC)"
+    SOP_CLASS = "sop_class", "a DICOM object that is not an image (DICOMDIR, report, segmentation)"
+    ANATOMY = "anatomy", "another body part than the chest, by BodyPartExamined or a code"
+    VIEW = "view", "a lateral or oblique view, by ViewPosition or a code"
+    MULTI_FRAME = "multi_frame", "more than one frame or page; comit reads single radiographs"
+    UNSUPPORTED_FORMAT = "unsupported_format", "not DICOM, PNG or JPEG, by its content"
+    OUTSIDE_ROOT = "outside_root", "a link that leads out of the folder being screened"
+    NOT_A_FILE = "not_a_file", "a FIFO, socket or device; never opened"
+
+
+class Fail(Code):
+    """``status = failed``: should have had scores and has none."""
+
+    EMPTY = "empty", "the file has no bytes"
+    TRUNCATED = "truncated", "the file ends before its content does"
+    CORRUPT = "corrupt", "the content contradicts its format or its checksums"
+    NOT_DICOM = "not_dicom", "looks like DICOM and cannot be parsed as such"
+    NO_PIXELS = "no_pixels", "a DICOM image without PixelData"
+    BAD_GEOMETRY = "bad_geometry", "Rows, Columns, bit depth or length do not fit one another"
+    UNSUPPORTED_TRANSFER_SYNTAX = (
+        "unsupported_transfer_syntax",
+        "a DICOM transfer syntax that no installed codec reads",
+    )
+    DECODE = "decode", "the codec rejects the compressed stream"
+    TOO_LARGE = "too_large", "more bytes or pixels than the limits allow"
+    TOO_SMALL = "too_small", "fewer than 64 pixels along a side, or a side 8 times the other"
+    TOO_COMPLEX = "too_complex", "a header nested or compressed beyond any real one"
+    BLANK = "blank", "every pixel has the same value"
+    NONFINITE = "nonfinite", "pixels that are NaN or infinite"
+    MODEL_NONFINITE = "model_nonfinite", "the network's output is NaN or infinite"
+    NULL_PATH = "null_path", "the manifest has no path in this row"
+    PERMISSION = "permission", "the file may not be read by this user"
+    VANISHED = "vanished", "the file was listed and is not there any more"
+    CHANGED = "changed", "the file changed while it was read"
+    READ_ERROR = "read_error", "the operating system failed to read the file"
+    TIMEOUT = "timeout", "reading and decoding took longer than the time limit"
+    CRASH = "crash", "the decoder died on this file (or ran out of memory)"
+
+
+class Caution(Code):
+    """``warnings``: the row is ok, and this was found on the way."""
+
+    UNVERIFIED_VIEW = "unverified_view", "no tag says that this is a frontal chest view"
+    COLOUR = "colour", "colour or transparency was converted to grey"
+    POLARITY = "polarity", "PresentationLUTShape contradicts PhotometricInterpretation"
+    WINDOW_UNUSABLE = "window_unusable", "the header's window or VOI LUT shows nothing; left out"
+    SEVERAL_WINDOWS = "several_windows", "several windows or VOI LUTs; the first was used"
+    PADDING = "padding", "pixel padding was left out of the picture and its statistics"
+    BURNED_IN = "burned_in", "BurnedInAnnotation says text is burned in"
+    ORIENTATION = "orientation", "PatientOrientation or an EXIF tag asks for a turn; none was made"
+    TRAILING_BITS = "trailing_bits", "bits outside BitsStored were set and masked out"
+    NO_FILE_META = "no_file_meta", "DICOM without preamble or file meta information"
+    LENGTH = "length", "PixelData is longer than Rows x Columns needs; the rest was ignored"
+    SYNTAX_MISMATCH = "syntax_mismatch", "the stream is not what the transfer syntax says"
+    DUPLICATE_UID = "duplicate_uid", "another row has this SOPInstanceUID and other bytes"

@@ -1,0 +1,131 @@
+"""A training manifest to arrays, through the very decoding and preprocessing of screening."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comit.decode import open_image
+from comit.errors import ItemError, UsageError
+from comit.preprocess import SIZE, area_average, preprocess
+
+COLUMNS = ("path", "split", "healthy", "covid", "other")  # a training manifest must have these
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """N labelled images. A label of -1 (or a false ``has_*``) is unknown: its loss is off."""
+
+    images: NDArray[np.float16]  # (N, 224, 224) in [0, 1], as comit.preprocess gives them
+    lung: NDArray[np.uint8]  # (N, 224, 224) in {0, 1}
+    disease: NDArray[np.uint8]  # (N, 224, 224) in {0, 1}
+    has_lung: NDArray[np.bool_]  # (N,)
+    has_disease: NDArray[np.bool_]  # (N,)
+    unhealthy: NDArray[np.int8]  # (N,) in {-1, 0, 1}
+    findings: NDArray[np.int8]  # (N, 2) in {-1, 0, 1}: COVID, other disease
+    source: NDArray[np.str_]  # (N,) the data set each came from
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def switches(self) -> NDArray[np.float32]:
+        """(N, 4) in {0, 1}: T_1i to T_4i of the paper's equation 8."""
+        known = [
+            self.has_lung,
+            self.has_disease,
+            self.unhealthy != UNKNOWN,
+            (self.findings != UNKNOWN).all(axis=1),
+        ]
+        return np.stack(known, axis=1).astype(np.float32)
+
+
+def read_manifest(path: Path) -> list[dict[str, Any]]:
+    """Rows of a Parquet training manifest; raises UsageError naming what it lacks.
+
+    ``path`` (relative to the manifest), ``split`` (train, val, test), ``healthy``, ``covid``,
+    ``other`` (booleans or null); optional: ``source``, ``lung_boxes`` and ``disease_boxes``
+    (lists of [x, y, w, h] in pixels of the image), ``lung_mask`` and ``disease_mask`` (paths).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"{path} cannot be read as a Parquet manifest") from error
+    if missing := [c for c in COLUMNS if c not in table.column_names]:
+        raise UsageError(f"{path} lacks the column {missing[0]!r} that training needs")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def load(
+    rows: Sequence[dict[str, Any]],
+    root: Path,
+    workers: int = 2,
+    progress: Callable[[], None] = lambda: None,
+) -> Cohort:
+    """Decodes and preprocesses the images of ``rows``, paths relative to ``root``.
+
+    Raises UsageError naming the first image that cannot be used: a training set is curated.
+    """
+
+    def one(row: dict[str, Any]) -> tuple[NDArray[Any], ...]:
+        try:
+            image = open_image((root / row["path"]).read_bytes())
+            samples = image.samples()
+            pixels = preprocess(samples, image.presentation).pixels
+            shape = samples.shape
+            lung = _annotation(row.get("lung_boxes"), row.get("lung_mask"), root, shape)
+            disease = _annotation(row.get("disease_boxes"), row.get("disease_mask"), root, shape)
+        except (OSError, ItemError) as error:
+            reason = error.reason if isinstance(error, ItemError) else "not readable"
+            raise UsageError(f"{row['path']}: {reason}; leave it out of the manifest") from error
+        progress()
+        return pixels.astype(np.float16), lung, disease
+
+    with ThreadPoolExecutor(workers) as pool:
+        arrays = list(pool.map(one, rows))
+    empty = np.zeros((SIZE, SIZE), np.uint8)
+    masks = [[empty if m.size == 0 else m for m in (a[1], a[2])] for a in arrays]
+    label = {None: UNKNOWN, False: 0, True: 1}
+    healthy = np.array([label[r["healthy"]] for r in rows], np.int8)
+    return Cohort(
+        images=np.stack([a[0] for a in arrays]),
+        lung=np.stack([m[0] for m in masks]),
+        disease=np.stack([m[1] for m in masks]),
+        has_lung=np.array([a[1].size > 0 for a in arrays]),
+        has_disease=np.array([a[2].size > 0 for a in arrays]),
+        unhealthy=np.where(healthy == UNKNOWN, UNKNOWN, 1 - healthy).astype(np.int8),
+        findings=np.array([[label[r["covid"]], label[r["other"]]] for r in rows], np.int8),
+        source=np.array([r.get("source") or "" for r in rows]),
+    )
+
+
+def _annotation(
+    boxes: list[list[float]] | None, mask: str | None, root: Path, shape: tuple[int, ...]
+) -> NDArray[np.uint8]:
+    """Boxes (the paper's "solid bounding boxes", 3.2), else a mask file; (224, 224), or empty."""
+    if boxes is not None:
+        grid = np.zeros((SIZE, SIZE), np.uint8)
+        height, width = shape
+        for x, y, w, h in boxes:
+            rows = slice(
+                *np.clip(np.rint(np.array([y, y + h]) * SIZE / height), 0, SIZE).astype(int)
+            )
+            columns = slice(
+                *np.clip(np.rint(np.array([x, x + w]) * SIZE / width), 0, SIZE).astype(int)
+            )
+            grid[rows, columns] = 1
+        return grid
+    if mask is not None:
+        drawn = open_image((root / mask).read_bytes()).samples()
+        return (area_average((drawn > 0).astype(np.uint8)) >= 0.5).astype(np.uint8)
+    return np.zeros(0, np.uint8)

@@ -1,0 +1,1 @@
+"""The bundled model: ``model.onnx`` and its ``card.json``."""
