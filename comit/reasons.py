@@ -80,3 +80,6 @@ class Caution(Code):
     LENGTH = "length", "PixelData is longer than Rows x Columns needs; the rest was ignored"
     SYNTAX_MISMATCH = "syntax_mismatch", "the stream is not what the transfer syntax says"
     DUPLICATE_UID = "duplicate_uid", "another row has this SOPInstanceUID and other bytes"
+
+
+REASONS: dict[str, Skip | Fail] = {str(code): code for code in (*Skip, *Fail)}

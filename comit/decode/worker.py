@@ -1,0 +1,159 @@
+"""A decoding process: takes file names from a pipe, writes pixels into the ring.
+
+Started by :mod:`comit.pool`. It owns nothing that outlives it:
+files are opened for reading, memory is granted by the parent, so it may be killed at any time.
+
+    parent                          worker
+      (index, file)        ->         reads and opens the file
+                           <-       Need(bytes)     unless the header already decided
+      offset in the ring   ->         decodes and preprocesses into the ring
+                           <-       Done(item, ...)
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import stat
+import sys
+import time
+import warnings
+from collections import deque
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import numpy as np
+
+from comit.decode import Image, Limits, open_image
+from comit.errors import ItemError
+from comit.preprocess import SIZE, preprocess
+from comit.reasons import Fail
+
+GRID_BYTES = SIZE * SIZE * 4
+
+
+class Need(NamedTuple):
+    """Asks for a block of the ring."""
+
+    nbytes: int
+
+
+class Done(NamedTuple):
+    """One item is finished. Without a reason its block starts with (224, 224) float32 pixels."""
+
+    item: int  # its index in the work list
+    reason: str | None
+    warnings: tuple[str, ...] = ()
+    view: str | None = None
+    rows: int | None = None
+    cols: int | None = None
+    voi: str | None = None
+    sop_instance_uid: str | None = None
+    series_instance_uid: str | None = None
+    study_instance_uid: str | None = None
+    seconds: float = 0.0  # of this process: reading, decoding, preprocessing
+
+
+def main() -> None:
+    """Serves items until the parent closes the pipe. Arguments: pipe, ring and their sizes."""
+    pipe, ring, size, *limits = (int(a) for a in sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    warnings.simplefilter("ignore")  # pydicom's quote header values, which name patients
+    import cv2
+
+    cv2.setNumThreads(1)
+    connection = Connection(pipe)
+    memory = mmap.mmap(ring, size)
+    try:
+        connection.send(None)  # ready
+        parent = Parent(connection, memory)
+        while True:
+            index, file = parent.next_item()
+            connection.send(_process(index, file, Limits(*limits), parent))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass
+
+
+class Parent:
+    """The other end of the pipe; items that arrive ahead of a grant are kept for later."""
+
+    def __init__(self, connection: Connection, memory: mmap.mmap) -> None:
+        self.connection, self.memory = connection, memory
+        self.items: deque[tuple[int, bytes]] = deque()
+
+    def next_item(self) -> tuple[int, bytes]:
+        """The index and file of the next item, in the order they were sent."""
+        return self.items.popleft() if self.items else self.connection.recv()
+
+    def ask(self, nbytes: int) -> int:
+        """Waits for a block of the ring and returns its offset; raises ItemError ``too_large``."""
+        self.connection.send(Need(nbytes))
+        while isinstance(message := self.connection.recv(), tuple):
+            self.items.append(message)
+        if message is None:
+            raise ItemError(Fail.TOO_LARGE)
+        return int(message)
+
+
+def _process(index: int, file: bytes, limits: Limits, parent: Parent) -> Done:
+    started, waited = time.perf_counter(), 0.0
+    image: Image | None = None
+    reason: str | None = None
+    voi: str | None = None
+    found: list[str] = []
+    try:
+        image = open_image(read_file(file, limits.file_bytes), limits)
+        if image.skip is not None:
+            reason = image.skip
+        else:
+            asked = time.perf_counter()
+            offset = parent.ask(max(image.nbytes, GRID_BYTES))
+            waited = time.perf_counter() - asked
+            shape = (image.height, image.width)
+            samples = np.ndarray(shape, image.dtype, parent.memory, offset)
+            image.read_into(samples)
+            result = preprocess(samples, image.presentation)
+            voi, found = result.voi, list(result.warnings)
+            # The stored values are done with: the grid takes their place.
+            np.ndarray((SIZE, SIZE), np.float32, parent.memory, offset)[...] = result.pixels
+    except ItemError as error:
+        reason = error.reason
+    except MemoryError:
+        reason = Fail.CRASH
+    done = Done(index, reason and str(reason), seconds=time.perf_counter() - started - waited)
+    if image is None:
+        return done
+    return done._replace(
+        warnings=tuple(str(w) for w in dict.fromkeys([*image.warnings, *found])),
+        view=image.view,
+        rows=image.height,
+        cols=image.width,
+        voi=voi,
+        sop_instance_uid=image.sop_instance_uid,
+        series_instance_uid=image.series_instance_uid,
+        study_instance_uid=image.study_instance_uid,
+    )
+
+
+def read_file(file: bytes, limit: int) -> bytes:
+    """All bytes of a regular file; raises ItemError. A FIFO is never waited for."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as stream:  # noqa: PTH123
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise ItemError(Fail.READ_ERROR)
+            if before.st_size > limit:
+                raise ItemError(Fail.TOO_LARGE)
+            data = stream.read(before.st_size + 1)  # one more shows a file that grows
+            after = os.fstat(fd)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise ItemError(Fail.VANISHED) from None
+        if isinstance(error, PermissionError):
+            raise ItemError(Fail.PERMISSION) from None
+        raise ItemError(Fail.READ_ERROR) from None
+    if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
+        raise ItemError(Fail.CHANGED)
+    return data

@@ -1,0 +1,205 @@
+"""Decoding processes that run ahead of the engine and can be killed one by one.
+
+A file that hangs or crashes its decoder costs its own row and a new process; the item queued
+behind it is given to another. Pixels travel through the :class:`comit.ring.Ring`, messages
+through one pipe a process (:mod:`comit.decode.worker` draws the conversation).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comit.decode import Limits
+from comit.decode.worker import Done, Need
+from comit.errors import ComitError
+from comit.preprocess import SIZE
+from comit.reasons import Fail
+from comit.ring import Block, Ring
+
+WORKER = "from comit.decode.worker import main; main()"
+AHEAD = 2  # items a process has at once: the next waits in its pipe while it decodes
+START_TIMEOUT = 60.0  # seconds for a process to start and import its codecs
+TICK = 0.25  # seconds between looks at the clock while nothing arrives
+
+
+class _Worker:
+    """One process, what it was given and what it holds."""
+
+    def __init__(self, ring: Ring, limits: Limits) -> None:
+        self.pipe, theirs = Pipe()
+        with theirs:
+            numbers = (
+                theirs.fileno(),
+                ring.fd,
+                ring.size,
+                limits.file_bytes,
+                limits.pixels,
+                limits.min_side,
+                int(limits.max_aspect),
+            )
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", WORKER, *map(str, numbers)],
+                pass_fds=(theirs.fileno(), ring.fd),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # codecs print; headers name patients
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),  # noqa: PTH109
+                    "OMP_NUM_THREADS": "1",
+                },
+            )
+        self.queue: deque[tuple[int, bytes]] = deque()  # the first one is being decoded
+        self.block: Block | None = None
+        self.wants: int | None = None  # bytes asked for and not granted yet
+        self.ready = False
+        self.since = time.monotonic()  # when it started, or started its first item
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.pipe.close()
+
+
+class Pool:
+    """``workers`` decoding processes and the ring they share; a context manager.
+
+    ``ring_bytes`` bounds the memory of decoded pixels, ``timeout`` the seconds that reading and
+    decoding one file may take.
+    """
+
+    def __init__(self, workers: int, ring_bytes: int, limits: Limits, timeout: float) -> None:
+        self._limits, self._timeout = limits, timeout
+        self._ring = Ring(ring_bytes)
+        self._waiting: deque[_Worker] = deque()  # for memory, first come first served
+        self._workers = [_Worker(self._ring, limits) for _ in range(workers)]
+        self.seconds = 0.0  # that workers spent reading, decoding and preprocessing
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self._ring.close()
+
+    def run(
+        self, items: Iterable[tuple[int, bytes]]
+    ) -> Iterator[tuple[Done, NDArray[np.float32] | None]]:
+        """Decodes files (index, path) and yields them as they finish, in no fixed order.
+
+        With every :class:`Done` that has no reason comes a (224, 224) float32 view into the ring,
+        valid until the next one is asked for.
+        """
+        source = iter(items)
+        again: deque[tuple[int, bytes]] = deque()
+        while self._feed(source, again):
+            pipes = {worker.pipe: worker for worker in self._workers}
+            arrived = [pipes[c] for c in wait(list(pipes), TICK) if isinstance(c, Connection)]
+            now = time.monotonic()
+            late = [w for w in self._workers if w not in arrived and self._is_late(w, now)]
+            for worker in late:
+                yield from self._replace(worker, again, Fail.TIMEOUT)
+            for worker in arrived:
+                try:
+                    message = worker.pipe.recv()
+                except (EOFError, OSError):
+                    yield from self._replace(worker, again, Fail.CRASH)
+                    continue
+                if isinstance(message, Done):
+                    yield from self._finish(worker, message)
+                elif isinstance(message, Need):
+                    worker.wants = message.nbytes
+                    self._waiting.append(worker)
+                else:
+                    worker.ready, worker.since = True, time.monotonic()
+                self._grant()
+
+    def _feed(self, source: Iterator[tuple[int, bytes]], again: deque[tuple[int, bytes]]) -> bool:
+        """Gives every worker something to do; false once everything has been done."""
+        for depth in range(AHEAD):
+            for worker in self._workers:
+                if len(worker.queue) > depth:
+                    continue
+                item = again.popleft() if again else next(source, None)
+                if item is None:
+                    break
+                if not worker.queue:
+                    worker.since = time.monotonic()
+                worker.queue.append(item)
+                with suppress(OSError):  # it has died: its pipe says so when it is read
+                    worker.pipe.send(item)
+        return any(worker.queue for worker in self._workers)
+
+    def _is_late(self, worker: _Worker, now: float) -> bool:
+        if not worker.queue or worker.wants is not None:
+            return False
+        return now - worker.since > (self._timeout if worker.ready else START_TIMEOUT)
+
+    def _finish(
+        self, worker: _Worker, done: Done
+    ) -> Iterator[tuple[Done, NDArray[np.float32] | None]]:
+        worker.queue.popleft()
+        worker.since = time.monotonic()
+        self.seconds += done.seconds
+        pixels = None
+        if done.reason is None and worker.block is not None:
+            pixels = np.ndarray((SIZE, SIZE), np.float32, self._ring.memory, worker.block.offset)
+        yield done, pixels
+        self._release(worker)
+
+    def _grant(self) -> None:
+        """Serves requests for memory in their order, so that a large one is not overtaken."""
+        while self._waiting:
+            worker = self._waiting[0]
+            wants = worker.wants or 0
+            if wants <= self._ring.size:
+                worker.block = self._ring.allocate(wants)
+                if worker.block is None:
+                    return
+            self._waiting.popleft()
+            worker.wants, worker.since = None, time.monotonic()
+            with suppress(OSError):  # as in _feed
+                worker.pipe.send(worker.block and worker.block.offset)
+
+    def _release(self, worker: _Worker) -> None:
+        if worker.block is not None:
+            self._ring.free(worker.block)
+            worker.block = None
+
+    def _replace(
+        self, worker: _Worker, again: deque[tuple[int, bytes]], reason: Fail
+    ) -> Iterator[tuple[Done, None]]:
+        """Puts a new process in the place of a dead or late one; its first item is lost."""
+        worker.kill()
+        if not worker.ready:
+            raise ComitError(
+                "a decoding process did not start; is comit installed completely? "
+                f"try: {sys.executable} -c 'import comit.decode.worker, cv2'"
+            )
+        self._release(worker)
+        if worker in self._waiting:
+            self._waiting.remove(worker)
+        self._workers[self._workers.index(worker)] = _Worker(self._ring, self._limits)
+        if worker.queue:
+            index, _ = worker.queue.popleft()
+            again.extend(worker.queue)
+            yield Done(index, str(reason)), None
+        self._grant()

@@ -1,0 +1,320 @@
+"""The whole job: from a folder or manifest of chest X-rays to scores and masks in Parquet.
+
+source --> decode + preprocess --> engine --> postprocess --> sink
+items      processes, ahead        lanes      rows            parts, then one file
+
+Pool        decodes into shared memory, in bounded bytes      comit.pool
+Lanes       threads that keep the engine busy                 here
+Sink        freezes the work list, commits rows, merges       comit.sink
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from comit import __version__, preprocess_version
+from comit.card import BUNDLED, OperatingPoint, read_card
+from comit.config import usable_cores
+from comit.console import Console
+from comit.errors import Stopped, UsageError
+from comit.results import SCHEMA_VERSION, Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from comit.decode.worker import Done
+    from comit.engine.base import Engine
+    from comit.sink import Sink, Tally
+
+Masks = Literal["all", "flagged", "none"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to screen; the defaults are for a nightly run."""
+
+    model: Path = BUNDLED  # an .onnx file that comit exported, its card beside it
+    engine: str = "auto"  # openvino, onnxruntime, torch; auto is the fastest there is
+    device: str = "auto"  # cpu, cuda:0
+    precision: str = "auto"  # fp32, bf16, fp16; auto is the fastest the device computes well
+    batch_size: int | None = None  # images; None is the engine's own choice
+    workers: int | None = None  # decoding processes; None is the usable cores, 32 at most
+    pattern: str = "*"  # file names to take from a folder
+    masks: Masks = "all"  # which rows get masks: all, flagged or none
+    operating_point: str = "90"  # specificity in % that the flags' thresholds have: 90 or 99
+    timeout: float = 60.0  # seconds that reading and decoding one file may take
+    ring_bytes: int = 512 * 2**20  # memory for decoded pixels
+    restart: bool = False  # forget an unfinished run
+
+
+@dataclass
+class Report:
+    """What a run did; ``comit screen --report`` writes it as JSON."""
+
+    out: str
+    run_id: str
+    rows: int
+    status: dict[str, int]  # ok, skipped, failed
+    reasons: dict[str, int]
+    warnings: dict[str, int]
+    flagged: dict[str, int]
+    resumed_rows: int  # that an earlier, interrupted run had done
+    screened: int  # rows that went through the engine in this run
+    seconds: float  # wall time from the first item to the last row
+    images_per_second: float
+    stage_seconds: dict[str, float]  # decode: of all processes; engine, postprocess: of all lanes
+    engine: dict[str, Any]
+    settings: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    comit: str = __version__
+
+
+def screen(
+    source: Path | str,
+    out: Path | str,
+    options: Options | None = None,
+    *,
+    console: Console | None = None,
+    stop: threading.Event | None = None,
+) -> Report:
+    """Screens every item of ``source`` and writes one row for each to the Parquet file ``out``.
+
+    ``source`` is a folder, an image file, or a Parquet or CSV manifest. Setting ``stop`` ends the
+    run after the images in hand. Raises UsageError where nothing can be done as asked, Stopped
+    where the run ended early and the same call resumes it.
+    """
+    from comit.decode import Limits
+    from comit.engine import load_engine
+    from comit.pool import Pool
+    from comit.sink import Sink
+    from comit.source import write_worklist
+
+    source, out = Path(source), Path(out)
+    options, console, stop = options or Options(), console or Console(), stop or threading.Event()
+    card = read_card(options.model)
+    point = operating_point(card.operating_points, options)
+    workers = options.workers or min(usable_cores(), 32)
+    with Sink(out, options.restart) as sink:
+        ours = (out, sink.staging)
+        sink.list(lambda to: write_worklist(source, to, options.pattern, ours))
+        engine = load_engine(
+            options.model,
+            name=options.engine,
+            device=options.device,
+            precision=options.precision,
+            batch_size=options.batch_size,
+        )
+        settings = {
+            "input": str(source.absolute()),
+            "pattern": options.pattern,
+            "model": card.sha256,
+            "preprocessing": preprocess_version,
+            "engine": engine.name,
+            "precision": engine.precision,
+            "operating point": asdict(point) if point else None,
+            "masks": options.masks,
+            "schema": SCHEMA_VERSION,
+        }
+        sink.freeze(settings)
+        started = time.perf_counter()
+        with (
+            Pool(workers, options.ring_bytes, Limits(), options.timeout) as pool,
+            Lanes(engine, sink, point, options.masks) as lanes,
+            console.progress("screening", sink.items) as lanes.on_rows,
+        ):
+            for done, pixels in pool.run(unproblematic(sink, lanes, stop)):
+                lanes.add(done, pixels)
+            lanes.flush()
+        seconds = time.perf_counter() - started
+        if stop.is_set():
+            raise Stopped(f"stopped; the rows so far are kept. The same command resumes {out}")
+        stages = {"decode": pool.seconds, **lanes.seconds}
+        tally = sink.finish(metadata(card.name, settings))
+        return report(sink, tally, lanes, engine, settings, seconds, stages)
+
+
+def unproblematic(sink: Sink, lanes: Lanes, stop: threading.Event) -> Iterator[tuple[int, bytes]]:
+    """Index and file of every item still to do; those with a known problem get their row here."""
+    from comit.decode.worker import Done
+
+    shown = 0
+    for index, item in sink.todo():
+        if stop.is_set():
+            return
+        if sink.done > shown:  # rows of an earlier run
+            lanes.on_rows(sink.done - shown)
+            shown = sink.done
+        if item.problem is not None:
+            lanes.add(Done(index, str(item.problem)), None)
+        else:
+            yield index, item.file
+
+
+@dataclass
+class Batch:
+    """Decoded images on their way to the engine."""
+
+    images: NDArray[np.float32]  # (batch size, 1, 224, 224)
+    decoded: list[Done]
+
+
+class Lanes:
+    """Threads that run the engine and turn its answers into rows.
+
+    At most two batches a lane are in flight, so a fast decoder waits instead of filling memory.
+    An error of a lane is raised by the next call.
+    """
+
+    def __init__(
+        self, engine: Engine, sink: Sink, point: OperatingPoint | None, masks: Masks
+    ) -> None:
+        self._engine, self._sink, self._point, self._masks = engine, sink, point, masks
+        self._threads = ThreadPoolExecutor(engine.lanes, "lane")
+        self._free = threading.Semaphore(2 * engine.lanes)
+        self._running: list[Future[None]] = []
+        self._mutex = threading.Lock()
+        self._batch = self._empty()
+        self.on_rows: Callable[[int], None] = lambda rows: None
+        self.screened = 0
+        self.seconds = {"engine": 0.0, "postprocess": 0.0, "write": 0.0}
+
+    def __enter__(self) -> Lanes:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def add(self, done: Done, pixels: NDArray[np.float32] | None) -> None:
+        """Takes one decoded item: its pixels (copied), or its reason."""
+        from comit.postprocess import unscored_row
+
+        if pixels is None:
+            self._commit([(done.item, unscored_row(done))])
+            return
+        batch = self._batch
+        batch.images[len(batch.decoded), 0] = pixels
+        batch.decoded.append(done)
+        if len(batch.decoded) == self._engine.batch_size:
+            self._submit()
+
+    def flush(self) -> None:
+        """Runs what is left and waits for all; raises what went wrong."""
+        if self._batch.decoded:
+            self._submit()
+        for future in self._running:
+            future.result()
+
+    def _submit(self) -> None:
+        self._free.acquire()
+        for future in [f for f in self._running if f.done()]:
+            future.result()
+            self._running.remove(future)
+        self._running.append(self._threads.submit(self._run, self._batch))
+        self._batch = self._empty()
+
+    def _empty(self) -> Batch:
+        import numpy as np
+
+        from comit.preprocess import SIZE
+
+        return Batch(np.empty((self._engine.batch_size, 1, SIZE, SIZE), np.float32), [])
+
+    def _run(self, batch: Batch) -> None:
+        from comit.postprocess import scored_rows
+
+        try:
+            started = time.perf_counter()
+            inference = self._engine.infer(batch.images[: len(batch.decoded)])
+            inferred = time.perf_counter()
+            rows = scored_rows(batch.decoded, inference, self._point, self._masks)
+            made = time.perf_counter()
+            self._commit([(d.item, r) for d, r in zip(batch.decoded, rows, strict=True)])
+            with self._mutex:
+                self.screened += len(rows)
+                self.seconds["engine"] += inferred - started
+                self.seconds["postprocess"] += made - inferred
+                self.seconds["write"] += time.perf_counter() - made
+        finally:
+            self._free.release()
+
+    def _commit(self, rows: list[tuple[int, Row]]) -> None:
+        for index, row in rows:
+            self._sink.add(index, row)
+        with self._mutex:
+            self.on_rows(len(rows))
+
+
+def operating_point(points: dict[str, OperatingPoint], options: Options) -> OperatingPoint | None:
+    """The card's thresholds at the chosen specificity; None where the card has none at all."""
+    if not points and options.masks != "flagged":
+        return None
+    if options.operating_point not in points:
+        has = f"it has {', '.join(sorted(points))}" if points else "it has none"
+        raise UsageError(
+            f"the model's card has no operating point at {options.operating_point} %; {has}"
+        )
+    return points[options.operating_point]
+
+
+def metadata(model: str, settings: dict[str, Any]) -> dict[str, str]:
+    """Key-value metadata of the Parquet file: where its numbers come from."""
+    return {
+        "comit_version": __version__,
+        "comit_schema": SCHEMA_VERSION,
+        "comit_model": model,
+        "comit_model_sha256": settings["model"],
+        "comit_preprocessing": settings["preprocessing"],
+        "comit_engine": settings["engine"],
+        "comit_precision": settings["precision"],
+        "comit_thresholds": json.dumps(settings["operating point"]),
+        "comit_intended_use": "research use only; not for diagnosis",
+    }
+
+
+def report(
+    sink: Sink,
+    tally: Tally,
+    lanes: Lanes,
+    engine: Engine,
+    settings: dict[str, Any],
+    seconds: float,
+    stages: dict[str, float],
+) -> Report:
+    """Sums a run up."""
+    return Report(
+        out=str(sink.out),
+        run_id=sink.run_id,
+        rows=tally.rows,
+        status={s: tally.status[s] for s in ("ok", "skipped", "failed")},
+        reasons=dict(tally.reasons.most_common()),
+        warnings=dict(tally.warnings.most_common()),
+        flagged=dict(tally.flagged),
+        resumed_rows=sink.done,
+        screened=lanes.screened,
+        seconds=round(seconds, 3),
+        images_per_second=round(lanes.screened / seconds, 2) if seconds else 0.0,
+        stage_seconds={k: round(v, 3) for k, v in stages.items()},
+        engine={
+            "name": engine.name,
+            "precision": engine.precision,
+            "device": engine.device,
+            "batch_size": engine.batch_size,
+            "lanes": engine.lanes,
+        },
+        settings=settings,
+        notes=list(getattr(engine, "notes", [])),
+    )

@@ -1,0 +1,91 @@
+"""What a person reads when a run has ended, and what ``comit info`` shows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comit import __version__
+from comit.card import BUNDLED, read_card
+from comit.reasons import Caution, Fail, Skip
+
+if TYPE_CHECKING:
+    from comit.screen import Report
+
+
+def summary(report: Report) -> list[str]:
+    """Lines that close a run: rows, flags, rate, and where the time went."""
+    status = report.status
+    lines = [
+        f"{report.rows:,} rows in {report.out}: {status['ok']:,} ok, "
+        f"{status['skipped']:,} skipped, {status['failed']:,} failed"
+    ]
+    if report.resumed_rows:
+        lines.append(f"  {report.resumed_rows:,} of them from an earlier, interrupted run")
+    for kind, codes in (("skipped", Skip), ("failed", Fail)):
+        lines += [
+            f"  {kind:8} {report.reasons[str(c)]:7,}  {c}: {c.meaning}"
+            for c in codes
+            if str(c) in report.reasons
+        ]
+    lines += [
+        f"  {'warning':8} {report.warnings[str(c)]:7,}  {c}: {c.meaning}"
+        for c in Caution
+        if str(c) in report.warnings
+    ]
+    point = report.settings["operating point"]
+    if point:
+        lines.append(
+            f"flagged: {report.flagged['unhealthy']:,} unhealthy "
+            f"(score >= {point['unhealthy']:.3f}), {report.flagged['covid']:,} COVID "
+            f"(score >= {point['covid']:.3f}). Research use only"
+        )
+    engine = report.engine
+    lines.append(
+        f"{report.screened:,} images in {report.seconds:.1f} s, {report.images_per_second:.1f} a "
+        f"second, on {engine['name']} {engine['precision']} ({engine['device']})"
+    )
+    spent = ", ".join(f"{name} {s:.1f}" for name, s in report.stage_seconds.items())
+    lines.append(f"seconds spent, summed over processes and threads: {spent}")
+    return lines + [f"note: {note}" for note in report.notes]
+
+
+def information(model: Path | None, as_json: bool) -> str:
+    """Version, engines and model card, as text or JSON; raises ModelError."""
+    from comit.engine import available
+
+    card = read_card(model or BUNDLED)
+    engines = dict(available())
+    if as_json:
+        found = {"comit": __version__, "engines": engines, "card": asdict(card)}
+        return json.dumps(found, indent=1)
+    lines = [f"comit {__version__}", "", "engines"]
+    lines += [f"  {name:12} {missing or 'ready'}" for name, missing in engines.items()]
+    lines += ["", f"model {card.name} ({model or 'bundled'})", f"  {card.intended_use}"]
+    lines += [
+        f"  width {card.width} of the paper's network, {card.precision}, sha256 {card.sha256[:16]}…"
+    ]
+    for name, point in sorted(card.operating_points.items()):
+        behind = ", ".join(f"{n} for {task}" for task, n in point.negatives.items())
+        lines.append(
+            f"  at {name} % specificity: unhealthy >= {point.unhealthy:.3f}, "
+            f"COVID >= {point.covid:.3f} (negatives: {behind or 'unknown'})"
+        )
+    for split, figures in card.metrics.items():
+        lines += ["", f"{split} split{'':29} model  without a model"]
+        lines += _figures(figures, card.baselines.get(split, {}))
+    for key, value in card.training.items():
+        lines.append(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
+    return "\n".join(lines)
+
+
+def _figures(figures: dict[str, Any], without: dict[str, Any]) -> list[str]:
+    """COVID within its source first, whatever it is: the mixed figure can be won by the source."""
+    order = sorted(figures, key=lambda k: (not k.startswith("covid_auc_within"), "mixed" in k, k))
+    lines = []
+    for name in order:
+        baseline = f"{without[name]:.3f}" if name in without else ""
+        lines.append(f"  {name:40} {figures[name]:.3f}  {baseline}")
+    return lines
