@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges are symmetric and drawn per image. The paper's: 10 degrees, 10 px, nothing else."""
+    """Ranges are symmetric and drawn per image."""
 
     rotate: float = 10.0  # degrees
     shift: float = 10.0  # pixels of the 224 grid, in x and y
@@ -22,12 +22,18 @@ class Augmentation:
     contrast: float = 0.2  # slope within 1 +- 0.2, offset within +- 0.1
     noise: float = 0.02  # standard deviation of added noise, at most
 
+    @staticmethod
+    def paper() -> Augmentation:
+        """10 degrees and 10 px (3.1), nothing else."""
+        return Augmentation(scale=0.0, flip=0.0, gamma=0.0, contrast=0.0, noise=0.0)
+
 
 def augment(
     images: Tensor, masks: Tensor, config: Augmentation, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """(N, 1, H, W) in [0, 1] and (N, 2, H, W) masks, moved together; tones of images vary.
+    """(N, 1, H, W) in [0, 1] and (N, 2, H, W) masks in {0, 1}, moved together; tones vary.
 
+    What moves in from outside is black and outside every mask; masks stay in {0, 1}.
     Random numbers come from ``generator`` on the CPU, so a seed means the same everywhere.
     """
     n, _, height, width = images.shape

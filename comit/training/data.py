@@ -62,6 +62,14 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
         raise UsageError(f"{path} cannot be read as a Parquet manifest") from error
     if missing := [c for c in COLUMNS if c not in table.column_names]:
         raise UsageError(f"{path} lacks the column {missing[0]!r} that training needs")
+    for name in COLUMNS:
+        kind = table.schema.field(name).type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        wanted = "text" if name in ("path", "split") else "boolean"
+        if not (text if wanted == "text" else pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+            raise UsageError(f"{path}: column {name!r} is {kind}, and must be {wanted}")
+        if wanted == "text" and table[name].null_count:
+            raise UsageError(f"{path}: column {name!r} has rows without a value")
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
@@ -127,5 +135,5 @@ def _annotation(
         return grid
     if mask is not None:
         drawn = open_image((root / mask).read_bytes()).samples()
-        return (area_average((drawn > 0).astype(np.uint8)) >= 0.5).astype(np.uint8)
+        return (area_average((drawn != 0).astype(np.uint8)) >= 0.5).astype(np.uint8)
     return np.zeros(0, np.uint8)

@@ -4,48 +4,57 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim import swa_utils
 
 from comit.console import Console
-from comit.errors import UsageError
+from comit.errors import ComitError, UsageError
 from comit.model.loss import LossConfig, Targets, losses
 from comit.model.network import COMiTNet, NetworkConfig, load_vgg16
 from comit.training.augment import Augmentation, augment
 from comit.training.data import Cohort, load, read_manifest
-from comit.training.metrics import Predictions, baselines, evaluate
+from comit.training.metrics import Predictions, evaluate
 
 CHECKPOINT = "checkpoint.pt"  # everything needed to go on
 WEIGHTS = "weights.safetensors"  # the averaged weights of the best epoch
-CONFIG = "run.json"
+CONFIG = "run.json"  # what the weights are: network, schedule, epoch, figures
+METRICS = "metrics.csv"  # an epoch a line
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. ``TrainConfig.paper()`` is section 3.3."""
 
-    width: float = 0.25
+    width: float = 0.25  # channel factor; 1.0 is the paper's network
     epochs: int = 60
     batch_size: int = 16
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
+    learning_rate: float = 1e-3  # the highest one where ``one_cycle`` varies it
+    weight_decay: float = 0.05  # AdamW's; 0 is Adam
     one_cycle: bool = True  # rise and fall of the learning rate; else constant
-    ema: float = 0.995  # decay of the averaged weights; 0 keeps the last ones
+    ema: float = 0.995  # decay per step of the averaged weights; 0 keeps the last ones
     loss: LossConfig = LossConfig()
     augmentation: Augmentation = Augmentation()
     seed: int = 0
 
     @staticmethod
     def paper() -> TrainConfig:
-        """Adam at 5e-5, batch 16, 30 epochs, equal weights, rotation and shift (3.1, 3.3)."""
+        """Adam at 5e-5, batch 16, 30 epochs, losses as printed and weighted equally (3.3).
+
+        One difference: the paper adds five fixed copies of each COVID image (turned by 10 degrees
+        either way, moved by 10 px in x, y and both, 3.1); here every image is turned and moved at
+        random within that range. ImageNet weights are given apart, to ``train(init=...)``.
+        """
         return TrainConfig(
             width=1.0,
             epochs=30,
@@ -53,46 +62,87 @@ class TrainConfig:
             weight_decay=0.0,
             one_cycle=False,
             ema=0.0,
-            loss=LossConfig(disease_weight=1.0),
-            augmentation=Augmentation(10.0, 10.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+            loss=LossConfig(mean=False, disease_weight=1.0),
+            augmentation=Augmentation.paper(),
         )
 
 
 def train(
     manifest: Path,
     out: Path,
-    config: TrainConfig,
+    config: TrainConfig | None = None,
     *,
     device: str = "auto",
     init: Path | None = None,
     resume: bool = False,
     workers: int = 2,
     console: Console | None = None,
-) -> dict[str, float]:
-    """Trains on the ``train`` split, chooses the epoch by ``val``; returns its val figures.
+) -> dict[str, Any]:
+    """Trains on ``train``, chooses the epoch by ``val``, reports on ``test`` where there is one.
 
-    Writes ``out/weights.safetensors``, ``run.json`` (configuration, figures and baselines),
-    ``metrics.csv`` (an epoch a line) and ``checkpoint.pt``. With ``resume`` it goes on from the
-    last finished epoch and gives the weights of a run that was not interrupted: every random
-    number derives from the seed and the epoch. Raises UsageError.
+    Writes ``out/weights.safetensors``, ``run.json``, ``metrics.csv`` (an epoch a line) and
+    ``checkpoint.pt``; returns what ``run.json`` holds (:mod:`comit.training.report`). ``init`` is
+    a local VGG16 file for the encoder. With ``resume`` it goes on from the last finished epoch
+    and gives, on a CPU bit for bit, the weights of a run that was not interrupted: every random
+    number derives from the seed and the epoch.
+
+    On an NVIDIA GPU it computes in bf16 (fp16 before Ampere), fp32 parts in TF32, and holds the
+    images there if they fit; that path has not been run on a GPU yet.
+
+    Raises UsageError, before anything is written: manifest, device, ``init`` or ``out`` unfit.
     """
+    from comit.training.report import write_report
+
     console = console or Console()
-    checkpoint_path = out / CHECKPOINT
-    if resume and not checkpoint_path.exists():
+    chosen = pick_device(device)
+    checkpoint = out / CHECKPOINT
+    if resume and not checkpoint.exists():
         raise UsageError(f"{out} holds no checkpoint to resume; run without --resume")
-    if not resume and checkpoint_path.exists():
+    if not resume and checkpoint.exists():
         raise UsageError(f"{out} already holds a run; add --resume, or choose another --out")
-    rows = read_manifest(manifest)
-    splits = {s: [r for r in rows if r["split"] == s] for s in ("train", "val")}
-    for name, members in splits.items():
-        if not members:
-            raise UsageError(f"{manifest} has no rows with split {name!r}")
-    cohorts = {}
-    for name, members in splits.items():
-        with console.progress(f"reading {name}", len(members)) as step:
-            cohorts[name] = load(members, manifest.parent, workers, step)
-    out.mkdir(parents=True, exist_ok=True)
-    return Trainer(cohorts["train"], cohorts["val"], out, config, device, init, console).run(resume)
+    rows = splits(read_manifest(manifest), manifest)
+    cohorts = load_splits(rows, manifest, workers, console)
+    trainer = Trainer(
+        cohorts["train"], cohorts["val"], out, config or TrainConfig(), chosen, init, console
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be made a folder for the run") from error
+    if resume:
+        trainer.restore()
+    trainer.run()
+    return write_report(out, cohorts, chosen, console)
+
+
+class Resident(NamedTuple):
+    """A cohort as tensors, on the device where it fits there, else in host memory."""
+
+    images: Tensor  # (N, 224, 224) float16
+    masks: Tensor  # (N, 2, 224, 224) uint8: lung, disease
+    unhealthy: Tensor  # (N,) int64; 0 where unknown, as its switch says
+    findings: Tensor  # (N, 2) float32; 0 where unknown
+    switches: Tensor  # (N, 4) float32
+
+    @staticmethod
+    def of(cohort: Cohort, device: torch.device) -> Resident:
+        """200 kB an image; at most half of the GPU's free memory is taken."""
+        host = Resident(
+            images=torch.from_numpy(cohort.images),
+            masks=torch.from_numpy(np.stack([cohort.lung, cohort.disease], axis=1)),
+            unhealthy=torch.from_numpy(cohort.unhealthy).long().clamp(min=0),
+            findings=torch.from_numpy(cohort.findings).float().clamp(min=0),
+            switches=torch.from_numpy(cohort.switches()),
+        )
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if sum(t.nbytes for t in host) < free // 2:
+                return Resident(*(t.to(device) for t in host))
+        return host
+
+    def batch(self, chosen: Tensor, device: torch.device) -> Resident:
+        """The images with the indices ``chosen``, on ``device``."""
+        return Resident(*(t[chosen.to(t.device)].to(device) for t in self))
 
 
 class Trainer:
@@ -104,65 +154,72 @@ class Trainer:
         val: Cohort,
         out: Path,
         config: TrainConfig,
-        device: str,
+        device: torch.device,
         init: Path | None,
         console: Console,
     ) -> None:
         self.train, self.val, self.out, self.config = train, val, out, config
-        self.console = console
-        self.device = pick_device(device)
+        self.device, self.console = device, console
+        self.data = Resident.of(train, device)
         torch.manual_seed(config.seed)
         images = train.images.astype(np.float32)
         network = NetworkConfig(
             config.width, round(float(images.mean()), 4), round(float(images.std()), 4)
         )
-        self.model = COMiTNet(network)
+        model = COMiTNet(network)
         if init is not None:
-            load_vgg16(self.model, init)
-        self.model.to(self.device, memory_format=torch.channels_last)
-        self.average = torch.optim.swa_utils.AveragedModel(
+            _initialise(model, init)
+        self.model = on_device(model, device)
+        self.average = swa_utils.AveragedModel(
             self.model,
-            multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema),
-            use_buffers=True,
+            multi_avg_fn=swa_utils.get_ema_multi_avg_fn(config.ema),  # type: ignore[no-untyped-call]
+            use_buffers=True,  # batch norm's statistics are averaged as the weights are
         )
         self.steps = max(1, len(train) // config.batch_size)  # an incomplete last batch is left out
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, config.learning_rate, total_steps=config.epochs * self.steps
-        )
+        self.schedule: torch.optim.lr_scheduler.LRScheduler
+        if config.one_cycle:
+            self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+                self.optimizer, config.learning_rate, total_steps=config.epochs * self.steps
+            )
+        else:
+            self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda _: 1.0)
         self.scaler = torch.amp.GradScaler(
-            self.device.type,
-            enabled=self.device.type == "cuda" and not torch.cuda.is_bf16_supported(),
+            device.type, enabled=device.type == "cuda" and not torch.cuda.is_bf16_supported()
         )
         self.epoch, self.best, self.seconds = 0, -1.0, 0.0
 
-    def run(self, resume: bool) -> dict[str, float]:
-        """All epochs from the first that is not done; returns the best epoch's val figures."""
-        if resume:
-            self._restore()
-        figures: dict[str, float] = {}
+    @property
+    def averaged(self) -> COMiTNet:
+        """The network with the averaged weights: what is validated and published."""
+        return cast(COMiTNet, self.average.module)
+
+    def run(self) -> None:
+        """All epochs from the first that is not done."""
         for epoch in range(self.epoch, self.config.epochs):
             self.epoch = epoch
             started = time.monotonic()
             terms = self._epoch()
-            figures = evaluate(predict(self.average.module, self.val.images, self.device), self.val)
+            if not np.isfinite(terms).all():
+                raise ComitError(
+                    f"the loss is not finite in epoch {epoch + 1}; start over with a lower --lr"
+                )
+            figures = evaluate(predict(self.averaged, self.val.images, self.device), self.val)
             self.seconds += time.monotonic() - started
             self._record(terms, figures)
             if (score := selection_score(figures)) > self.best:
                 self.best = score
                 self._publish(figures)
             self._checkpoint()
-        best: dict[str, float] = json.loads((self.out / CONFIG).read_text())["val"]
-        return best
 
     def _epoch(self) -> list[float]:
         """One pass over the training images; mean of the four loss terms."""
         config, generator = self.config, torch.Generator()
         generator.manual_seed(config.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.train), generator=generator).numpy()
-        sums = torch.zeros(4)
+        order = torch.randperm(len(self.train), generator=generator)
+        sums = torch.zeros(4, device=self.device)  # read once an epoch: reading waits for the GPU
         self.model.train()
         label = f"epoch {self.epoch + 1}/{config.epochs}"
         with self.console.progress(label, self.steps) as step:
@@ -172,44 +229,54 @@ class Trainer:
                 with autocast(self.device):
                     outputs = self.model(images)
                 terms = losses(outputs, targets, config.loss)
-                self.scaler.scale(terms.sum()).backward()
+                self.scaler.scale(terms.sum()).backward()  # type: ignore[no-untyped-call]
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
                 self.optimizer.zero_grad(set_to_none=True)
-                if config.one_cycle:
-                    self.schedule.step()
+                self.schedule.step()
                 self.average.update_parameters(self.model)
-                sums += terms.detach().cpu()
+                sums += terms.detach()
                 step()
-        return [float(v) for v in sums / self.steps]
+        return [float(v) for v in sums.cpu() / self.steps]
 
-    def _batch(self, chosen: Any, generator: torch.Generator) -> tuple[Tensor, Targets]:
-        data, device = self.train, self.device
-        images = torch.from_numpy(data.images[chosen]).to(device).float()[:, None]
-        masks = torch.from_numpy(np.stack([data.lung[chosen], data.disease[chosen]], axis=1))
-        images, moved = augment(
-            images, masks.to(device).float(), self.config.augmentation, generator
+    def _batch(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Targets]:
+        """(N, 1, 224, 224) varied images, channels last, and their labels, on the device."""
+        batch = self.data.batch(chosen, self.device)
+        images, masks = augment(
+            batch.images.float()[:, None],
+            batch.masks.float(),
+            self.config.augmentation,
+            generator,
         )
         targets = Targets(
-            lung=moved[:, 0],
-            disease=moved[:, 1],
-            unhealthy=torch.from_numpy(data.unhealthy[chosen]).to(device).long().clamp(min=0),
-            findings=torch.from_numpy(data.findings[chosen]).to(device).float().clamp(min=0),
-            switches=torch.from_numpy(data.switches()[chosen]).to(device),
+            lung=masks[:, 0],
+            disease=masks[:, 1],
+            unhealthy=batch.unhealthy,
+            findings=batch.findings,
+            switches=batch.switches,
         )
         return images.contiguous(memory_format=torch.channels_last), targets
 
     def _record(self, terms: list[float], figures: dict[str, float]) -> None:
+        """Adds the epoch to ``metrics.csv``; lines of epochs that are being repeated go."""
         names = ("loss_lung", "loss_disease", "loss_health", "loss_findings")
-        line = {"epoch": self.epoch + 1, "seconds": round(self.seconds, 1)}
+        line: dict[str, Any] = {"epoch": self.epoch + 1, "seconds": round(self.seconds, 1)}
         line |= {k: round(v, 5) for k, v in (*zip(names, terms, strict=True), *figures.items())}
-        path = self.out / "metrics.csv"
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(line))
-            if new:
+        path = self.out / METRICS
+        before: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                before = [r for r in csv.DictReader(file) if int(r["epoch"]) <= self.epoch]
+
+        def write(path: Path) -> None:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(
+                    file, list(dict.fromkeys([k for r in (*before, line) for k in r]))
+                )
                 writer.writeheader()
-            writer.writerow(line)
+                writer.writerows([*before, line])
+
+        replace_file(path, write)
         self.console.line(
             f"epoch {self.epoch + 1}: "
             + " ".join(
@@ -223,19 +290,16 @@ class Trainer:
         """Weights first, then the file that describes them."""
         from safetensors.torch import save_file
 
-        state = {k: v.contiguous() for k, v in self.average.module.state_dict().items()}
-        _replace(self.out / WEIGHTS, lambda p: save_file(state, p))
+        state = {k: v.contiguous() for k, v in self.averaged.state_dict().items()}
+        replace_file(self.out / WEIGHTS, lambda p: save_file(state, p))
         description = {
             "network": asdict(self.model.config),
             "training": asdict(self.config),
             "epoch": self.epoch + 1,
-            "val": figures,
-            "val_baselines": baselines(self.train, self.val),
             "train_images": len(self.train),
+            "val": figures,
         }
-        _replace(
-            self.out / CONFIG, lambda p: p.write_text(json.dumps(description, indent=1) + "\n")
-        )
+        write_description(self.out, description)
 
     def _checkpoint(self) -> None:
         state = {
@@ -249,12 +313,17 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        _replace(self.out / CHECKPOINT, lambda p: torch.save(state, p))
+        replace_file(self.out / CHECKPOINT, lambda p: torch.save(state, p))
 
-    def _restore(self) -> None:
-        state = torch.load(self.out / CHECKPOINT, map_location=self.device, weights_only=True)
-        if state["config"] != asdict(self.config):
-            changed = [k for k, v in asdict(self.config).items() if state["config"].get(k) != v]
+    def restore(self) -> None:
+        """Takes up the state of the last finished epoch; raises UsageError where it is not ours."""
+        path = self.out / CHECKPOINT
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            started = state["config"]
+        except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise UsageError(f"{path} is not a checkpoint of comit train") from error
+        if changed := [k for k, v in asdict(self.config).items() if started.get(k) != v]:
             raise UsageError(f"{self.out} was started with another {', '.join(changed)}")
         self.epoch, self.best, self.seconds = state["epoch"], state["best"], state["seconds"]
         for name in ("model", "average", "optimizer", "schedule", "scaler"):
@@ -264,18 +333,19 @@ class Trainer:
 def selection_score(figures: dict[str, float]) -> float:
     """What picks the epoch: mean of lung IoU, disease Dice and the mean within-source AUC."""
     within = [v for k, v in figures.items() if "_auc_within_" in k]
-    parts = [figures["lung_iou"], figures["disease_dice"], float(np.mean(within or [np.nan]))]
-    known = [p for p in parts if not np.isnan(p)]
-    return float(np.mean(known)) if known else 0.0
+    parts = [figures[k] for k in ("lung_iou", "disease_dice") if k in figures]
+    if within:
+        parts.append(float(np.mean(within)))
+    return float(np.mean(parts)) if parts else 0.0
 
 
-def predict(model: COMiTNet, images: np.ndarray[Any, Any], device: torch.device) -> Predictions:
-    """(N, 224, 224) images in [0, 1] to scores and masks, in fp32."""
+def predict(model: COMiTNet, images: NDArray[np.float16], device: torch.device) -> Predictions:
+    """(N, 224, 224) images in [0, 1] to scores and masks, in fp32 (convolutions TF32 on CUDA)."""
     model.eval()
     scores, masks = [], []
     with torch.inference_mode():
-        for batch in _chunks(images, 16):
-            x = torch.from_numpy(batch.astype(np.float32))[:, None].to(device)
+        for i in range(0, len(images), 16):
+            x = torch.from_numpy(images[i : i + 16].astype(np.float32))[:, None].to(device)
             outputs = model(x.contiguous(memory_format=torch.channels_last))
             scores.append(outputs.scores().cpu().numpy())
             masks.append((outputs.masks() * 255).round().to(torch.uint8).cpu().numpy())
@@ -283,49 +353,116 @@ def predict(model: COMiTNet, images: np.ndarray[Any, Any], device: torch.device)
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the first GPU there is, else the CPU."""
-    return torch.device(
-        "cuda"
-        if name == "auto" and torch.cuda.is_available()
-        else "cpu"
-        if name == "auto"
-        else name
-    )
+    """``auto`` is the first GPU there is, else the CPU; raises UsageError for a missing GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"{name!r} is no device; use auto, cpu, cuda or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"{name!r}: comit trains on cpu or cuda")
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UsageError(f"this PyTorch finds no GPU for {name!r}; use --device cpu")
+        torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32
+    return device
 
 
-def autocast(device: torch.device) -> Any:
+def on_device(model: COMiTNet, device: torch.device) -> COMiTNet:
+    """Moves the network, its weights channels last: the layout in which convolutions are fast."""
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Mixed precision where the machine computes it faster: bf16, or fp16 on an older GPU."""
     if device.type == "cuda":
-        return torch.autocast(
-            "cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        )
-    if torch.cpu._is_avx512_bf16_supported():
+        bf16 = torch.cuda.is_bf16_supported()
+        return torch.autocast("cuda", torch.bfloat16 if bf16 else torch.float16)
+    if torch.cpu._is_avx512_bf16_supported():  # without it bf16 is emulated, and slower
         return torch.autocast("cpu", torch.bfloat16)
     return nullcontext()
 
 
-def _chunks(array: np.ndarray[Any, Any], size: int) -> Iterator[np.ndarray[Any, Any]]:
-    for i in range(0, len(array), size):
-        yield array[i : i + size]
+def splits(rows: list[dict[str, Any]], manifest: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows by split, ``test`` only where there are any; raises UsageError for one that lacks."""
+    found = {s: [r for r in rows if r["split"] == s] for s in ("train", "val", "test")}
+    for name in ("train", "val"):
+        if not found[name]:
+            raise UsageError(f"{manifest} has no rows with split {name!r}")
+    if not any(r["healthy"] for r in found["val"]) or all(
+        r["covid"] is not False for r in found["val"]
+    ):
+        raise UsageError(
+            f"{manifest}: split 'val' needs healthy images and images without COVID; "
+            "the thresholds on the scores come from them"
+        )
+    return {k: v for k, v in found.items() if v}
 
 
-def _replace(path: Path, write: Any) -> None:
-    """Writes beside ``path`` and renames over it: a kill leaves the old file or the new one."""
-    temporary = path.with_suffix(path.suffix + ".new")
-    write(temporary)
-    temporary.replace(path)
+def load_splits(
+    rows: dict[str, list[dict[str, Any]]], manifest: Path, workers: int, console: Console
+) -> dict[str, Cohort]:
+    """Reads the images of each split, showing progress; raises UsageError."""
+    cohorts = {}
+    for name, members in rows.items():
+        with console.progress(f"reading {name}", len(members)) as step:
+            cohorts[name] = load(members, manifest.parent, workers, step)
+    return cohorts
+
+
+def read_description(run: Path) -> dict[str, Any]:
+    """What ``run.json`` holds; raises UsageError."""
+    try:
+        described: dict[str, Any] = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{run} is not a training run: {CONFIG} is missing or damaged") from error
+    return described
+
+
+def write_description(run: Path, description: dict[str, Any]) -> None:
+    """Replaces ``run.json``."""
+    text = json.dumps(description, indent=1) + "\n"
+    replace_file(run / CONFIG, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def load_run(run: Path) -> COMiTNet:
     """The trained network of a run folder, in evaluation mode; raises UsageError."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    described = read_description(run)
     try:
-        described = json.loads((run / CONFIG).read_text())
         model = COMiTNet(replace(NetworkConfig(), **described["network"]))
         model.load_state_dict(load_file(run / WEIGHTS))
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UsageError(
-            f"{run} is not a finished training run: {CONFIG} or {WEIGHTS} is missing or damaged"
+            f"{run} is not a training run: {WEIGHTS} is missing, damaged or of another network"
         ) from error
     return model.eval()
+
+
+def _initialise(model: COMiTNet, path: Path) -> None:
+    """ImageNet weights for the encoder; raises UsageError where the file does not fit."""
+    from safetensors import SafetensorError
+
+    try:
+        load_vgg16(model, path)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except (
+        OSError,
+        KeyError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        SafetensorError,
+    ) as error:
+        raise UsageError(f"{path} cannot be read as VGG16 weights (.pth, .safetensors)") from error
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes beside ``path`` and renames over it: a kill leaves the old file or the new one."""
+    temporary = path.with_suffix(path.suffix + ".new")
+    write(temporary)
+    temporary.replace(path)

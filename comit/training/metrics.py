@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,16 +42,18 @@ def segmentation(
 ) -> dict[str, float]:
     """Means over the annotated images: lung IoU; disease Dice, TPR and false-positive area.
 
+    The Dice is also given within each source: one may draw outlines and another boxes.
+
     TPR (4.1) is the share of diseased pixels found; the false-positive area is the share of the
     other pixels called diseased. ``lung`` and ``disease`` are (N, 224, 224), or one (224, 224)
-    for all.
+    for all. A figure that no image is annotated for is left out.
     """
     shape = (len(cohort), *lung.shape[-2:])
     lung, disease = np.broadcast_to(lung, shape), np.broadcast_to(disease, shape)
     lungs = [iou(lung[i], cohort.lung[i] > 0) for i in np.flatnonzero(cohort.has_lung)]
     diseased = np.flatnonzero(cohort.has_disease & (cohort.disease.sum(axis=(1, 2)) > 0))
     truth = cohort.disease > 0
-    return {
+    figures = {
         "lung_iou": _mean(lungs),
         "disease_dice": _mean([dice(disease[i], truth[i]) for i in diseased]),
         "disease_tpr": _mean([float(disease[i][truth[i]].mean()) for i in diseased]),
@@ -59,20 +61,26 @@ def segmentation(
         "lung_images": float(len(lungs)),
         "disease_images": float(len(diseased)),
     }
+    for source in sorted(set(cohort.source[diseased].tolist())):
+        here = [i for i in diseased if cohort.source[i] == source]
+        figures[f"disease_dice_within_{source}"] = _mean([dice(disease[i], truth[i]) for i in here])
+    return {k: v for k, v in figures.items() if not np.isnan(v)}
 
 
 def classification(scores: NDArray[np.generic], cohort: Cohort) -> dict[str, float]:
-    """Areas under the ROC curve, within each source and mixed. COVID is against other disease.
+    """Areas under the ROC curve, within each source first, then mixed.
 
-    Read the within-source figures: across sources a score can tell data sets apart instead.
+    Within a source COVID is against other disease. Read those figures: across sources a score
+    can tell data sets apart instead. A figure with one class alone is left out.
     """
     unhealthy, covid, other = cohort.unhealthy, cohort.findings[:, 0], cohort.findings[:, 1]
+    sources = sorted(set(cohort.source.tolist()))
     figures = {}
-    for source in sorted(set(cohort.source.tolist())):
-        here = cohort.source == source
-        sick = here & (unhealthy == 1) & (covid != UNKNOWN)
-        known = here & (unhealthy != UNKNOWN)
+    for source in sources:
+        sick = (cohort.source == source) & (unhealthy == 1) & (covid != UNKNOWN)
         figures[f"covid_auc_within_{source}"] = area_under_roc(covid[sick], scores[sick, 1])
+    for source in sources:
+        known = (cohort.source == source) & (unhealthy != UNKNOWN)
         figures[f"unhealthy_auc_within_{source}"] = area_under_roc(
             unhealthy[known], scores[known, 0]
         )
@@ -82,6 +90,38 @@ def classification(scores: NDArray[np.generic], cohort: Cohort) -> dict[str, flo
         known = label != UNKNOWN
         figures[f"{name}_auc_mixed"] = area_under_roc(label[known], scores[known, i])
     return {k: v for k, v in figures.items() if not np.isnan(v)}
+
+
+def operating_points(predictions: Predictions, cohort: Cohort) -> dict[str, dict[str, Any]]:
+    """Thresholds at 90 % and 99 % specificity, in the shape of comit.card.OperatingPoint.
+
+    A score at or above its threshold is flagged, so the specificity of ``t`` is the share of
+    negatives below ``t``; the threshold is the smallest float32 whose specificity reaches the
+    aim. Negatives: healthy images for ``unhealthy``, images without COVID for ``covid``. With
+    fewer than 100 of them 99 % is above the highest; their number stands beside the thresholds.
+    Raises ValueError where there are none.
+    """
+    negatives = {
+        "unhealthy": predictions.scores[cohort.unhealthy == 0, 0],
+        "covid": predictions.scores[cohort.findings[:, 0] == 0, 1],
+    }
+    counts = {k: len(v) for k, v in negatives.items()}
+    return {
+        str(percent): {
+            **{k: threshold(v, percent) for k, v in negatives.items()},
+            "negatives": counts,
+        }
+        for percent in (90, 99)
+    }
+
+
+def threshold(negatives: NDArray[np.float32], percent: int) -> float:
+    """The smallest float32 above at least ``percent`` % of the scores of ``negatives``."""
+    if not len(negatives):
+        raise ValueError("a threshold at a specificity needs images without the finding")
+    below = -(-percent * len(negatives) // 100)  # how many at least, rounded up
+    highest = np.sort(negatives.astype(np.float32))[below - 1]
+    return float(np.nextafter(highest, np.float32(np.inf)))
 
 
 def evaluate(predictions: Predictions, cohort: Cohort) -> dict[str, float]:
@@ -94,10 +134,11 @@ def evaluate(predictions: Predictions, cohort: Cohort) -> dict[str, float]:
 
 
 def baselines(train: Cohort, cohort: Cohort) -> dict[str, float]:
-    """The same figures without a model: the source's name as score, one mask for every image.
+    """The same figures without a model: from the source's name alone.
 
-    The score of an image is the share of its source's training images that have the label; the
-    masks are the training mean, cut where it does best on the training images.
+    The score of an image is the share of its source's training images that have the label. Its
+    masks are the mean of its source's training masks, cut where that does best on them; of all
+    training masks, where its source has none.
     """
     labels = np.stack([train.unhealthy, train.findings[:, 0], train.findings[:, 1]], axis=1)
     by_source = {
@@ -109,20 +150,39 @@ def baselines(train: Cohort, cohort: Cohort) -> dict[str, float]:
     }
     unseen = [0.5] * 3
     scores = np.array([by_source.get(s, unseen) for s in cohort.source.tolist()])
-    lung, disease = (
-        _template(masks[has] > 0, measure)
-        for masks, has, measure in (
-            (train.lung, train.has_lung, iou),
-            (train.disease, train.has_disease, dice),
-        )
-    )
-    return {**classification(scores, cohort), **segmentation(lung, disease, cohort)}
+    lung = _templates(train.lung, train.has_lung, train.source, iou)
+    diseased = train.has_disease & (train.disease > 0).any(axis=(1, 2))
+    disease = _templates(train.disease, diseased, train.source, dice)
+    sources = [s if s in by_source else "" for s in cohort.source.tolist()]
+    return {
+        **classification(scores, cohort),
+        **segmentation(
+            np.stack([lung[s] for s in sources]), np.stack([disease[s] for s in sources]), cohort
+        ),
+    }
+
+
+def _templates(
+    masks: NDArray[np.uint8],
+    has: NDArray[np.bool_],
+    source: NDArray[np.str_],
+    measure: Callable[[NDArray[np.bool_], NDArray[np.bool_]], float],
+) -> dict[str, NDArray[np.bool_]]:
+    """A (224, 224) mask for each source, and one of all under ``""``."""
+    whole = _template(masks[has] > 0, measure)
+    found = {"": whole}
+    for name in sorted(set(source.tolist())):
+        here = has & (source == name)
+        found[name] = _template(masks[here] > 0, measure) if here.any() else whole
+    return found
 
 
 def _template(
     masks: NDArray[np.bool_], measure: Callable[[NDArray[np.bool_], NDArray[np.bool_]], float]
 ) -> NDArray[np.bool_]:
     """(N, H, W) to the (H, W) mean mask, cut at the level with the best mean measure."""
+    if not len(masks):
+        return np.zeros(masks.shape[1:], np.bool_)
     mean = masks.mean(axis=0)
     levels = np.linspace(0.1, 0.7, 13)
     return np.asarray(

@@ -1,0 +1,101 @@
+"""What a finished run is worth: figures on val and test beside those one gets without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from comit.console import Console
+from comit.training.data import Cohort, read_manifest
+from comit.training.loop import (
+    load_run,
+    load_splits,
+    on_device,
+    pick_device,
+    predict,
+    read_description,
+    splits,
+    write_description,
+)
+from comit.training.metrics import Predictions, baselines, evaluate, operating_points
+
+
+def report(predictions: dict[str, Predictions], cohorts: dict[str, Cohort]) -> dict[str, Any]:
+    """Figures and baselines of each split in ``predictions``; thresholds from ``val``.
+
+    ``cohorts`` also holds ``train``, from which the baselines are made. Keys: ``val``,
+    ``val_baselines``, ``test``, ``test_baselines`` (figure -> value), ``operating_points``.
+    """
+    found: dict[str, Any] = {}
+    for split, predicted in predictions.items():
+        found[split] = evaluate(predicted, cohorts[split])
+        found[f"{split}_baselines"] = baselines(cohorts["train"], cohorts[split])
+    found["operating_points"] = operating_points(predictions["val"], cohorts["val"])
+    return found
+
+
+def write_report(
+    run: Path, cohorts: dict[str, Cohort], device: torch.device, console: Console
+) -> dict[str, Any]:
+    """Adds the report of the best epoch's weights to ``run.json``; returns all of that."""
+    model = on_device(load_run(run), device)
+    predictions: dict[str, Predictions] = {
+        split: predict(model, cohorts[split].images, device)
+        for split in ("val", "test")
+        if split in cohorts
+    }
+    description = read_description(run) | report(predictions, cohorts)
+    write_description(run, description)
+    for line in table(description):
+        console.line(line)
+    return description
+
+
+def evaluate_run(
+    run: Path,
+    manifest: Path,
+    *,
+    device: str = "auto",
+    workers: int = 2,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Reports on a run folder, finished or not, with the images of ``manifest``.
+
+    Writes ``val``, ``test``, their baselines and ``operating_points`` into ``run.json`` and prints
+    them; returns what it then holds. Raises UsageError.
+    """
+    console = console or Console()
+    cohorts = load_splits(splits(read_manifest(manifest), manifest), manifest, workers, console)
+    return write_report(run, cohorts, pick_device(device), console)
+
+
+def table(description: dict[str, Any]) -> list[str]:
+    """Lines with each figure of the model beside the one without a model."""
+    held = [s for s in ("val", "test") if s in description]
+    names = [k for k in description[held[-1]] if not k.endswith("_images")]
+    wide = max(map(len, names))
+    lines = [
+        f"epoch {description['epoch']}",
+        " " * wide + "".join(f"  {s:>6}  no model" for s in held),
+    ]
+    for name in names:
+        line = f"{name:{wide}}"
+        for split in held:
+            for figures, width in (
+                (description[split], 6),
+                (description[f"{split}_baselines"], 8),
+            ):
+                value = figures.get(name)
+                line += f"  {'' if value is None else format(value, '.3f'):>{width}}"
+        lines.append(line)
+    for percent, point in description["operating_points"].items():
+        lines.append(
+            f"{percent} % specificity on val: "
+            + ", ".join(
+                f"{k} >= {point[k]:.4f} ({point['negatives'][k]} negatives)"
+                for k in ("unhealthy", "covid")
+            )
+        )
+    return lines

@@ -1,0 +1,286 @@
+"""A training run end to end on drawn images: what it writes, resumes and refuses."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from comit.card import OperatingPoint
+from comit.console import Console
+from comit.errors import UsageError
+from comit.model.network import COMiTNet, NetworkConfig
+from comit.training.cli import train as command
+from comit.training.data import load, read_manifest
+from comit.training.loop import Resident, TrainConfig, Trainer, load_run, pick_device, train
+from comit.training.report import evaluate_run, table
+
+TINY = TrainConfig(width=1 / 64, epochs=2, batch_size=4)  # 8 channels throughout
+QUIET = Console(quiet=True)
+KILLED = """
+import os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+from comit.console import Console
+from comit.training.loop import TrainConfig, train
+
+class Killer(Console):
+    @contextmanager
+    def progress(self, label, total):
+        steps = iter(range(total))
+        def step(n=1):
+            if label == "epoch 2/2" and next(steps) == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        yield step
+
+train(Path(sys.argv[1]), Path(sys.argv[2]), TrainConfig(width=1 / 64, epochs=2, batch_size=4),
+      device="cpu", console=Killer(quiet=True))
+"""
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """16 noisy images, the sick with a bright patch; one in two boxed, one without any label."""
+    random = np.random.default_rng(0)
+    made: list[dict[str, Any]] = []
+    for i in range(16):
+        sick = i % 2 == 1
+        picture = random.integers(0, 120, (100, 80), dtype=np.uint8)
+        if sick:
+            picture[40:70, 10:40] += 100
+        cv2.imwrite(str(folder / f"{i}.png"), picture)
+        made.append(
+            {
+                "path": f"{i}.png",
+                "split": ["train", "val", "test"][0 if i < 8 else i // 4 - 1],
+                "healthy": not sick,
+                "covid": sick and i % 4 == 1,
+                "other": sick and i % 4 == 3,
+                "lung_boxes": [[5.0, 10.0, 30.0, 80.0], [45.0, 10.0, 30.0, 80.0]],
+                "disease_boxes": [[10.0, 40.0, 30.0, 30.0]] if sick else None,
+            }
+        )
+    made[0] |= {"healthy": None, "covid": None, "other": None, "lung_boxes": None}
+    return made
+
+
+def write(path: Path, made: list[dict[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(made), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort")
+    return write(folder / "manifest.parquet", rows(folder))
+
+
+@pytest.fixture(scope="module")
+def finished(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(manifest, out, TINY, device="cpu", console=QUIET)
+    return out
+
+
+def lines(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_weights_figures_and_thresholds(finished: Path) -> None:
+    described = json.loads((finished / "run.json").read_text())
+    assert [int(r["epoch"]) for r in lines(finished)] == [1, 2]
+    assert {"val", "val_baselines", "test", "test_baselines"} <= set(described)
+    assert described["test"]["lung_images"] == described["test_baselines"]["lung_images"] == 4
+    points = {k: OperatingPoint(**v) for k, v in described["operating_points"].items()}
+    assert points["90"].negatives == {"unhealthy": 2, "covid": 3}
+    assert points["99"].covid >= points["90"].covid
+    image = torch.rand(1, 1, 224, 224)
+    assert load_run(finished)(image).scores().shape == (1, 3)
+
+
+def test_killed_and_resumed_is_bit_identical(
+    finished: Path, manifest: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, str(manifest), str(out)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert child.returncode == -9
+    assert [int(r["epoch"]) for r in lines(out)] == [1]
+    (out / "metrics.csv").write_text(  # as if the kill had come between this and the checkpoint
+        (out / "metrics.csv").read_text() + lines_of_epoch_two(out)
+    )
+    train(manifest, out, TINY, device="cpu", resume=True, console=QUIET)
+    ours, theirs = (torch.load(run / "checkpoint.pt", weights_only=True) for run in (out, finished))
+    for part in ("model", "average"):
+        for name, value in theirs[part].items():
+            assert torch.equal(ours[part][name], value), (part, name)
+    weights, expected = (load_file(run / "weights.safetensors") for run in (out, finished))
+    assert all(torch.equal(weights[k], v) for k, v in expected.items())
+    assert [{**r, "seconds": ""} for r in lines(out)] == [
+        {**r, "seconds": ""} for r in lines(finished)
+    ]
+
+
+def lines_of_epoch_two(run: Path) -> str:
+    last = (run / "metrics.csv").read_text().splitlines()[-1]
+    return "2," + last.split(",", 1)[1] + "\n"
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path, manifest: Path) -> None:
+    before = (finished / "weights.safetensors").read_bytes(), lines(finished)
+    train(manifest, finished, TINY, device="cpu", resume=True, console=QUIET)
+    assert ((finished / "weights.safetensors").read_bytes(), lines(finished)) == before
+
+
+def trainer(manifest: Path, out: Path, config: TrainConfig) -> Trainer:
+    made = read_manifest(manifest)
+    cohort = load([r for r in made if r["split"] == "train"], manifest.parent)
+    return Trainer(cohort, cohort, out, config, torch.device("cpu"), None, QUIET)
+
+
+def test_without_averaging_the_last_weights_are_published(manifest: Path, tmp_path: Path) -> None:
+    run = trainer(manifest, tmp_path, replace(TINY, ema=0.0))
+    run._epoch()
+    last = run.model.state_dict()
+    assert all(torch.equal(last[k], v) for k, v in run.averaged.state_dict().items())
+
+
+def test_paper_recipe_keeps_its_learning_rate(manifest: Path, tmp_path: Path) -> None:
+    config = TrainConfig.paper()
+    assert (config.width, config.batch_size, config.epochs) == (1.0, 16, 30)
+    run = trainer(manifest, tmp_path, replace(config, width=1 / 64, batch_size=4))
+    run._epoch()
+    group = run.optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (5e-5, (0.9, 0.999), 0.0)
+
+
+def test_one_cycle_rises_to_the_learning_rate_and_falls(manifest: Path, tmp_path: Path) -> None:
+    run = trainer(manifest, tmp_path, replace(TINY, epochs=5))  # of two steps
+    rates = []
+    for _ in range(10):
+        rates.append(run.optimizer.param_groups[0]["lr"])
+        run.optimizer.step()
+        run.schedule.step()
+    assert max(rates) == pytest.approx(TINY.learning_rate, rel=0.2)
+    assert rates[0] < max(rates) / 10 and rates[-1] < rates[0]
+
+
+def test_unknown_labels_are_switched_off(manifest: Path) -> None:
+    cohort = load(read_manifest(manifest)[:2], manifest.parent)
+    data = Resident.of(cohort, torch.device("cpu"))
+    assert data.switches.tolist() == [[0, 0, 0, 0], [1, 1, 1, 1]]
+    batch = data.batch(torch.tensor([1]), torch.device("cpu"))
+    assert batch.unhealthy.tolist() == [1] and batch.findings.tolist() == [[1, 0]]
+
+
+def test_boxes_land_where_the_image_has_them(manifest: Path) -> None:
+    cohort = load(read_manifest(manifest)[1:2], manifest.parent)
+    drawn = np.argwhere(cohort.disease[0])  # x 10..40 of 80, y 40..70 of 100
+    top, left = drawn.min(axis=0)
+    bottom, right = drawn.max(axis=0) + 1
+    expected = [40 / 100, 70 / 100, 10 / 80, 40 / 80]
+    assert [top, bottom, left, right] == [round(224 * e) for e in expected]
+
+
+def test_evaluate_run_restores_a_lost_report(finished: Path, manifest: Path) -> None:
+    path = finished / "run.json"
+    whole = json.loads(path.read_text())
+    bare = {k: v for k, v in whole.items() if not k.startswith(("test", "operating"))}
+    path.write_text(json.dumps(bare))
+    assert evaluate_run(finished, manifest, device="cpu", console=QUIET) == whole
+    assert json.loads(path.read_text()) == whole
+
+
+def test_the_table_puts_model_and_no_model_side_by_side() -> None:
+    shown = table(
+        {
+            "epoch": 7,
+            "test": {"lung_iou": 0.8125, "lung_images": 4.0},
+            "test_baselines": {"lung_iou": 0.73},
+            "operating_points": {
+                "90": {"unhealthy": 0.5, "covid": 0.25, "negatives": {"unhealthy": 9, "covid": 8}}
+            },
+        }
+    )
+    assert shown[2].split() == ["lung_iou", "0.812", "0.730"]
+    assert "covid >= 0.2500 (8 negatives)" in shown[-1]
+
+
+def test_vgg16_file_starts_the_encoder(manifest: Path, tmp_path: Path) -> None:
+    network = COMiTNet(NetworkConfig(width=1 / 64))
+    convolutions = [m for m in network.encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    file = {}
+    for i, c in enumerate(convolutions):
+        inputs = 3 if i == 0 else c.in_channels
+        file[f"features.{i * 3}.weight"] = torch.full((c.out_channels, inputs, 3, 3), 0.01 * i + 1)
+        file[f"features.{i * 3}.bias"] = torch.full((c.out_channels,), 0.5)
+    save_file(file, tmp_path / "vgg.safetensors")
+    cohort = load(read_manifest(manifest)[:4], manifest.parent)
+    run = Trainer(
+        cohort, cohort, tmp_path, TINY, torch.device("cpu"), tmp_path / "vgg.safetensors", QUIET
+    )
+    first = next(m for m in run.model.encoder.modules() if isinstance(m, torch.nn.Conv2d))
+    assert first.weight.unique().tolist() == [3.0]  # summed over the three inputs
+    (tmp_path / "not.pth").write_bytes(b"no weights")
+    with pytest.raises(UsageError, match=r"not\.pth cannot be read as VGG16"):
+        Trainer(cohort, cohort, tmp_path, TINY, torch.device("cpu"), tmp_path / "not.pth", QUIET)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda made: [{k: v for k, v in r.items() if k != "covid"} for r in made], "'covid'"),
+        (lambda made: [{**r, "healthy": "yes"} for r in made], "must be boolean"),
+        (lambda made: [{**r, "path": None if i else "0.png"} for i, r in enumerate(made)], "path"),
+        (lambda made: [{**r, "path": "gone.png"} for r in made], "gone.png"),
+        (lambda made: [{**r, "split": "train"} for r in made], "split 'val'"),
+        (lambda made: [{**r, "healthy": False} for r in made], "healthy images"),
+    ],
+)
+def test_unfit_manifests_are_refused_by_name(change: Any, words: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "m.parquet", change(rows(tmp_path)))
+    with pytest.raises(UsageError, match=words):
+        train(path, tmp_path / "run", TINY, device="cpu", console=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_neither_overwritten_nor_mixed(
+    finished: Path, manifest: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="add --resume"):
+        train(manifest, finished, TINY, device="cpu", console=QUIET)
+    with pytest.raises(UsageError, match="another epochs"):
+        train(manifest, finished, replace(TINY, epochs=4), device="cpu", resume=True, console=QUIET)
+    with pytest.raises(UsageError, match="no checkpoint"):
+        train(manifest, tmp_path, TINY, device="cpu", resume=True, console=QUIET)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="no GPU"):
+        pick_device("cuda:99")
+    with pytest.raises(UsageError, match="is no device"):
+        pick_device("toaster")
+
+
+def test_the_command_trains_and_prints_baselines(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = "--width 0.015625 --epochs 1 --batch-size 4 --lr 0.002 --seed 3 --device cpu"
+    done = CliRunner().invoke(command, [str(manifest), "--out", str(out), *options.split()])
+    assert done.exit_code == 0, done.output
+    assert "no model" in done.stderr and "specificity" in done.stderr
+    training = json.loads((out / "run.json").read_text())["training"]
+    assert (training["seed"], training["learning_rate"], training["ema"]) == (3, 0.002, 0.995)
