@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
+from comit.config import usable_cores
 from comit.errors import MissingExtra
 
 
@@ -77,5 +77,5 @@ def train(
         device=device,
         init=init,
         resume=resume,
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or usable_cores(),
     )
