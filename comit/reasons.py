@@ -28,7 +28,7 @@ class Skip(Code):
     MODALITY = "modality", "the DICOM Modality is not a radiograph (CR, DX, DR, RG, XR, OT, SC)"
     SOP_CLASS = "sop_class", "a DICOM object that is not an image (DICOMDIR, report, segmentation)"
     ANATOMY = "anatomy", "another body part than the chest, by BodyPartExamined or a code"
-    VIEW = "view", "a lateral or oblique view, by ViewPosition or a code"
+    VIEW = "view", "a lateral, oblique or decubitus view, by ViewPosition or a code"
     MULTI_FRAME = "multi_frame", "more than one frame or page; comit reads single radiographs"
     UNSUPPORTED_FORMAT = "unsupported_format", "not DICOM, PNG or JPEG, by its content"
     OUTSIDE_ROOT = "outside_root", "a link that leads out of the folder being screened"

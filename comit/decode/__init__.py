@@ -78,14 +78,12 @@ def open_image(data: bytes, limits: Limits | None = None) -> Image:
     if data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
         from comit.decode.raster import open_raster
 
-        image = open_raster(data, limits)
-    else:
-        from comit.decode.dicom import is_dicom, open_dicom
+        return open_raster(data, limits)
+    from comit.decode.dicom import is_dicom, open_dicom
 
-        if not is_dicom(data):
-            raise ItemError(Skip.UNSUPPORTED_FORMAT)
-        image = open_dicom(data, limits)
-    return image
+    if not is_dicom(data):
+        raise ItemError(Skip.UNSUPPORTED_FORMAT)
+    return open_dicom(data, limits)
 
 
 def check_size(height: int, width: int, limits: Limits) -> None:

@@ -1,23 +1,23 @@
-"""PNG (ISO/IEC 15948) and JPEG (ISO/IEC 10918-1) files through OpenCV, kept at their depth."""
+"""PNG (ISO/IEC 15948) and JPEG (ISO/IEC 10918-1) files, kept at the depth they have."""
 
 from __future__ import annotations
 
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from comit.decode import Image, Limits, Samples, check_size
+from comit.decode import Image, Limits, Samples, check_size, jpeg
 from comit.errors import ItemError
-from comit.preprocess import Presentation
 from comit.reasons import Caution, Fail, Skip
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-# Start-of-frame markers: SOF0 to SOF15 without DHT (C4), JPG (C8) and DAC (CC).
-JPEG_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-JPEG_NO_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RST0 to RST7, SOI
+# Colour types and the bit depths each may have, 11.2.1.
+PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 
 
 @dataclass
@@ -25,17 +25,30 @@ class RasterImage(Image):
     """A PNG or JPEG file whose headers have been checked."""
 
     data: bytes = b""
+    frame: jpeg.Frame | None = None  # of a JPEG file
 
     def read_into(self, out: Samples) -> None:
         """Decodes to grey, 8 or 16 bits as stored; colour by luminance, alpha over black."""
-        pixels = cv2.imdecode(np.frombuffer(self.data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if self.frame is None:
+            pixels = _imdecode(self.data)
+        elif self.frame.components == 4:  # CMYK or YCCK, which OpenCV makes BGR
+            pixels = _imdecode(self.data)
+            if pixels is not None and jpeg.is_cut(self.data, self.frame, pixels, _imdecode):
+                raise ItemError(Fail.TRUNCATED)
+        else:
+            direct = out if self.frame.components == 1 and out.flags.c_contiguous else None
+            pixels = jpeg.decode(self.data, self.frame, out=direct)
+            if pixels is direct:
+                return
+            if pixels.ndim == 3:
+                pixels = pixels[..., ::-1]  # RGB to BGR
         if pixels is None or pixels.shape[:2] != out.shape or pixels.dtype != out.dtype:
             raise ItemError(Fail.CORRUPT)
         if pixels.ndim == 3:
             pixels = self._grey(pixels)
         out[...] = pixels
 
-    def _grey(self, pixels: Samples) -> Samples:
+    def _grey(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """(H, W, 3 or 4) BGR or BGRA to (H, W) of the same type."""
         colour, top = pixels[..., :3], np.iinfo(pixels.dtype).max
         blue, green, red = colour[..., 0], colour[..., 1], colour[..., 2]
@@ -54,29 +67,51 @@ class RasterImage(Image):
 def open_raster(data: bytes, limits: Limits) -> RasterImage:
     """Reads the structure of a PNG or JPEG file; raises ItemError where it is broken.
 
-    OpenCV fills what is missing from a damaged stream with grey and reports nothing, so
-    completeness (and PNG's checksums) are checked here.
+    OpenCV fills what is missing from a damaged PNG and reports nothing, so completeness and the
+    checksums are checked here; :func:`comit.decode.jpeg.is_cut` does so for JPEG.
     """
+    frame, frames = None, 1
     if data.startswith(PNG_MAGIC):
-        height, width, depth, frames, warnings = _png_header(data)
+        height, width, depth, frames, exif = _png_header(data)
     else:
-        height, width, depth, frames, warnings = _jpeg_header(data)
+        frame = jpeg.read_frame(data)
+        height, width, depth, exif = frame.height, frame.width, frame.precision, frame.exif
+        if data.rfind(jpeg.EOI, frame.offset) < 0:
+            raise ItemError(Fail.TRUNCATED)
+        if (
+            frame.marker == jpeg.JPEG_LS
+            or not 2 <= depth <= 16
+            or frame.components not in (1, 3, 4)
+        ):
+            raise ItemError(Fail.DECODE)
     check_size(height, width, limits)
+    warnings = [Caution.UNVERIFIED_VIEW]
+    if exif is not None and _exif_orientation(exif) not in (None, 1):
+        warnings.append(Caution.ORIENTATION)
     return RasterImage(
         height=height,
         width=width,
-        dtype=np.dtype(np.uint16 if depth == 16 else np.uint8),
-        presentation=Presentation(),
+        dtype=np.dtype(np.uint16 if depth > 8 else np.uint8),
         frames=frames,
         skip=Skip.MULTI_FRAME if frames > 1 else None,
-        warnings=[Caution.UNVERIFIED_VIEW, *warnings],
+        warnings=warnings,
         data=data,
+        frame=frame,
     )
 
 
-def _png_header(data: bytes) -> tuple[int, int, int, int, list[Caution]]:
-    """Height, width, bit depth, frames and warnings; walks and checks every chunk."""
-    view, offset, frames, header = memoryview(data), len(PNG_MAGIC), 1, None
+def _imdecode(data: bytes) -> NDArray[Any] | None:
+    """As stored: no EXIF turn, no squashing to 8 bits; None where OpenCV gives up."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+
+
+def _png_header(data: bytes) -> tuple[int, int, int, int, bytes | None]:
+    """Height, width, bit depth, frames and Exif; walks every chunk and checks its checksum."""
+    view, offset, frames = memoryview(data), len(PNG_MAGIC), 1
+    header, exif, has_data = None, None, False
     while True:
         if offset + 12 > len(data):
             raise ItemError(Fail.TRUNCATED)
@@ -86,59 +121,29 @@ def _png_header(data: bytes) -> tuple[int, int, int, int, list[Caution]]:
             raise ItemError(Fail.TRUNCATED)
         if zlib.crc32(view[offset + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise ItemError(Fail.CORRUPT)
+        if (kind == b"IHDR") != (header is None):  # first, and once
+            raise ItemError(Fail.CORRUPT)
         if kind == b"IHDR" and length == 13:
-            header = struct.unpack_from(">IIB", data, offset + 8)
+            header = struct.unpack_from(">IIBB", data, offset + 8)
+        elif kind == b"IDAT":
+            has_data = True
         elif kind == b"acTL" and length == 8:  # animated PNG
             frames = struct.unpack_from(">I", data, offset + 8)[0]
+        elif kind == b"eXIf":
+            exif = data[offset + 8 : end - 4]
         elif kind == b"IEND":
             break
         offset = end
-    if header is None or 0 in header:
+    if header is None or not has_data:
         raise ItemError(Fail.CORRUPT)
-    width, height, depth = header
-    return height, width, depth, frames, []
-
-
-def _jpeg_header(data: bytes) -> tuple[int, int, int, int, list[Caution]]:
-    """Height, width, bit depth, frames and warnings; walks the markers up to the scan."""
-    offset, warnings = 2, []
-    while True:
-        while data[offset : offset + 2] == b"\xff\xff":  # fill bytes, B.1.1.2
-            offset += 1
-        if offset + 4 > len(data):
-            raise ItemError(Fail.TRUNCATED)
-        if data[offset] != 0xFF:
-            raise ItemError(Fail.CORRUPT)
-        marker = data[offset + 1]
-        if marker in JPEG_NO_LENGTH:
-            offset += 2
-            continue
-        length = struct.unpack_from(">H", data, offset + 2)[0]
-        segment = data[offset + 4 : offset + 2 + length]
-        if marker in JPEG_SOF:
-            break
-        if marker == 0xE1 and _exif_orientation(segment) not in (None, 1):
-            warnings.append(Caution.ORIENTATION)
-        if marker in (0xD9, 0xDA):  # end or scan before any frame header
-            raise ItemError(Fail.CORRUPT)
-        offset += 2 + length
-    if len(segment) < 6:
-        raise ItemError(Fail.TRUNCATED)
-    depth, height, width, components = struct.unpack_from(">BHHB", segment)
-    if data.rfind(b"\xff\xd9", offset) < 0:
-        raise ItemError(Fail.TRUNCATED)
-    if marker not in (0xC0, 0xC1, 0xC2) or depth != 8:  # baseline, extended, progressive
-        raise ItemError(Fail.DECODE)
-    if not height or not width or not components:
+    width, height, depth, colour = header
+    if not width or not height or depth not in PNG_DEPTHS.get(colour, ()):
         raise ItemError(Fail.CORRUPT)
-    return height, width, depth, 1, warnings
+    return height, width, depth, frames, exif
 
 
-def _exif_orientation(segment: bytes) -> int | None:
-    """The Orientation tag (0x0112) of an APP1 Exif segment's first directory, or None."""
-    if not segment.startswith(b"Exif\0\0"):
-        return None
-    tiff = segment[6:]
+def _exif_orientation(tiff: bytes) -> int | None:
+    """The Orientation tag (0x0112) of an Exif structure's first directory, or None."""
     try:
         order = {b"II": "<", b"MM": ">"}[tiff[:2]]
         directory = struct.unpack_from(order + "I", tiff, 4)[0]

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,7 @@ class Preprocessed(NamedTuple):
     warnings: tuple[Caution, ...]
 
 
-def preprocess(samples: NDArray[np.generic], presentation: Presentation) -> Preprocessed:
+def preprocess(samples: NDArray[Any], presentation: Presentation) -> Preprocessed:
     """(H, W) stored values of any real type to (224, 224) float32 in [0, 1].
 
     Raises ItemError: ``nonfinite`` where a sample is NaN or infinite, ``blank`` where all agree.
@@ -82,10 +82,12 @@ def preprocess(samples: NDArray[np.generic], presentation: Presentation) -> Prep
     return present(area_average(samples, presentation.padding), presentation)
 
 
-def area_average(samples: NDArray[np.generic], padding: tuple[float, float] | None = None) -> Grid:
+def area_average(samples: NDArray[Any], padding: tuple[float, float] | None = None) -> Grid:
     """(H, W) to (224, 224) float32 means; NaN where a cell is padding alone. Step 1."""
-    values = samples.astype(np.float32)
-    if np.issubdtype(samples.dtype, np.floating) and not np.isfinite(values).all():
+    floating = np.issubdtype(samples.dtype, np.floating)
+    with np.errstate(over="ignore"):
+        values = samples.astype(np.float32)
+    if floating and not (np.abs(values) < 1e30).all():  # sums of larger ones overflow
         raise ItemError(Fail.NONFINITE)
     if padding is None:
         return _mean(values)
@@ -107,7 +109,7 @@ def _mean(values: NDArray[np.float32]) -> Grid:
         # INTER_AREA is the definition where it shrinks; where it enlarges, it interpolates.
         shrunk = cv2.resize(values, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
         return np.asarray(shrunk, dtype=np.float32)
-    return coverage(height) @ values @ coverage(width).T
+    return np.asarray(coverage(height) @ values @ coverage(width).T, dtype=np.float32)
 
 
 @lru_cache(maxsize=8)
@@ -119,7 +121,7 @@ def coverage(n: int) -> NDArray[np.float32]:
     edges = np.arange(SIZE + 1) * (n / SIZE)
     left = np.maximum(edges[:-1, None], np.arange(n))
     right = np.minimum(edges[1:, None], np.arange(1, n + 1))
-    return (np.clip(right - left, 0, None) * (SIZE / n)).astype(np.float32)
+    return np.asarray(np.clip(right - left, 0, None) * (SIZE / n), dtype=np.float32)
 
 
 def present(grid: Grid, presentation: Presentation) -> Preprocessed:
@@ -132,6 +134,8 @@ def present(grid: Grid, presentation: Presentation) -> Preprocessed:
         if outside.all():
             raise ItemError(Fail.BLANK)
     values = _modality(grid, presentation)
+    if not np.isfinite(values[~outside]).all():
+        raise ItemError(Fail.NONFINITE)
     voi = "none"
     stretched = None
     if presentation.voi is not None:
@@ -153,7 +157,8 @@ def present(grid: Grid, presentation: Presentation) -> Preprocessed:
 def _modality(grid: Grid, p: Presentation) -> Grid:
     if p.modality_lut is not None:
         return _look_up(grid, p.modality_lut)
-    return grid * np.float32(p.slope) + np.float32(p.intercept)
+    with np.errstate(over="ignore"):
+        return grid * np.float32(p.slope) + np.float32(p.intercept)
 
 
 def _voi(values: Grid, voi: Window | Lut) -> Grid:
@@ -166,13 +171,15 @@ def _voi(values: Grid, voi: Window | Lut) -> Grid:
             return np.asarray(1 / (1 + np.exp(-4 * (values - center) / width)), dtype=np.float32)
     if voi.function == "LINEAR":  # C.11.2.1.2.1: a width of 1 is a threshold
         center, width = center - np.float32(0.5), max(width - 1, np.float32(1e-6))
-    return np.asarray(np.clip((values - center) / width + np.float32(0.5), 0, 1))
+    with np.errstate(over="ignore"):
+        return np.asarray(np.clip((values - center) / width + np.float32(0.5), 0, 1))
 
 
 def _look_up(values: Grid, lut: Lut) -> Grid:
     """Table lookup with linear interpolation: averaged values fall between entries."""
     table = np.asarray(lut.values, dtype=np.float32)
-    return np.interp(values - lut.first, np.arange(len(table)), table).astype(np.float32)
+    found = np.interp(values - lut.first, np.arange(len(table)), table)
+    return np.asarray(found, dtype=np.float32)
 
 
 def _stretch(values: Grid, outside: NDArray[np.bool_] | None) -> Grid | None:

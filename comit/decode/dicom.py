@@ -1,0 +1,293 @@
+"""DICOM files: what the header says, and one-channel stored values.
+
+Three questions, one module each: :mod:`comit.decode.header` (what was written),
+:mod:`comit.decode.radiograph` (what it shows), :mod:`comit.decode.codecs` (the samples).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comit.decode import Image, Limits, Samples, check_size
+from comit.decode.codecs import (
+    SYNTAXES,
+    Codec,
+    Format,
+    decode_frame,
+    frame_bytes,
+    native_frame,
+)
+from comit.decode.header import DOUBLE, FLOAT, UNDEFINED, Header, is_dicom, quiet, read_header
+from comit.decode.radiograph import judge
+from comit.errors import ItemError
+from comit.preprocess import Lut, Presentation, Window
+from comit.reasons import Caution, Fail
+
+__all__ = ["DicomImage", "is_dicom", "open_dicom"]
+
+NATIVE = Codec.NATIVE
+ITEM = b"\xfe\xff\x00\xe0"
+STREAMS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")  # JPEG and JPEG-LS, JPEG 2000
+LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601, the Y of YBR_FULL
+PALETTE = "PALETTE COLOR"
+
+
+@dataclass
+class DicomImage(Image):
+    """One DICOM object whose header has been read. ``skip`` says why it is not to be screened."""
+
+    header: Header = field(kw_only=True, repr=False)
+    format: Format = field(kw_only=True)
+    codec: Codec | None = None  # None where the transfer syntax does not say
+
+    def read_into(self, out: Samples) -> None:
+        """Decodes to ``out``, (height, width) of ``dtype``; colour by luminance."""
+        grey = self.format.samples == 1 and self.format.photometric != PALETTE
+        pixels = self._decode(0, out if grey else None)
+        if self.format.photometric == PALETTE:
+            pixels = self._look_up(pixels)
+        if pixels.ndim == 3:
+            pixels = self._grey(pixels)
+        if pixels is not out:
+            out[...] = pixels
+
+    def frame(self, index: int = 0) -> Samples:
+        """Stored values of one frame: (H, W), indices for a palette; or (H, W, 3) RGB."""
+        return self._decode(index, None)
+
+    def _decode(self, index: int, out: Samples | None) -> Samples:
+        h, fmt = self.header, self.format
+        check(h, fmt, self.codec)
+        start, length = h.pixels_start, h.pixels_length
+        if length == UNDEFINED or (h.body[start : start + 4] == ITEM and self.codec is not NATIVE):
+            stream = frame_bytes(h.body, start, length, fmt, index)
+        elif self.codec is NATIVE:
+            return native_frame(h.body, start, fmt, self._warn, index)
+        elif fmt.frames == 1 and h.body.startswith(STREAMS, start):  # bare, without items
+            self._warn(Caution.SYNTAX_MISMATCH)
+            stream = h.body[start : start + length]
+        elif 0 <= excess(h, fmt) <= 1:  # decompressed by a tool that left the syntax as it was
+            self._warn(Caution.SYNTAX_MISMATCH)
+            return native_frame(h.body, start, fmt, self._warn, index)
+        else:
+            raise ItemError(Fail.CORRUPT)
+        return decode_frame(stream, self.codec, fmt, self._warn, out)
+
+    def _warn(self, caution: Caution) -> None:
+        if caution not in self.warnings:
+            self.warnings.append(caution)
+
+    def _look_up(self, indices: Samples) -> Samples:
+        """(H, W) palette indices to (H, W, 3) RGB (PS3.3 C.7.9)."""
+        from pydicom.pixels.processing import apply_color_lut
+
+        try:
+            with quiet():
+                rgb: Samples = apply_color_lut(indices, self.header.elements)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except Exception:
+            raise ItemError(Fail.CORRUPT) from None
+        return rgb[..., :3].astype(self.dtype, copy=False)
+
+    def _grey(self, rgb: NDArray[Any]) -> NDArray[Any]:
+        """(H, W, 3) to (H, W); a warning unless it was grey all along."""
+        red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+        if np.array_equal(red, green) and np.array_equal(green, blue):
+            return red
+        self._warn(Caution.COLOUR)
+        weights = np.asarray(LUMINANCE, np.float32 if rgb.dtype.itemsize < 4 else np.float64)
+        return np.asarray(np.rint(rgb @ weights), self.dtype)
+
+
+def open_dicom(data: bytes, limits: Limits) -> DicomImage:
+    """Reads the header. What is left out on purpose is in ``skip``, which comes before faults.
+
+    Raises ItemError for a header that cannot be read, and where nothing is to be skipped, for
+    pixels that are missing, do not fit the header, or cannot be decoded by what is installed.
+    """
+    header = read_header(data)
+    fmt = read_format(header)
+    # PS3.10 7.1: without file meta the syntax is the reader's guess; a stream shows its own.
+    uid = header.uid(0x00020010)
+    codec = SYNTAXES.get(uid) if uid else (None if header.pixels_length == UNDEFINED else NATIVE)
+    colour = fmt.samples != 1 or fmt.photometric == PALETTE
+    skip, view, warnings = judge(header, fmt.frames, colour)
+    presentation, more = read_presentation(header, fmt)
+    image = DicomImage(
+        height=fmt.rows,
+        width=fmt.columns,
+        dtype=_dtype(header, fmt),
+        presentation=presentation,
+        frames=fmt.frames,
+        skip=skip,
+        view=view,
+        warnings=list(warnings),
+        sop_instance_uid=header.uid(0x00080018),
+        series_instance_uid=header.uid(0x0020000E),
+        study_instance_uid=header.uid(0x0020000D),
+        header=header,
+        format=fmt,
+        codec=codec,
+    )
+    if skip is None:
+        check(header, fmt, codec)
+        check_size(fmt.rows, fmt.columns, limits)
+        image.warnings += more
+        if not header.has_meta:
+            image.warnings.append(Caution.NO_FILE_META)
+        if codec is NATIVE and excess(header, fmt) > 1:  # one byte pads to an even length
+            image.warnings.append(Caution.LENGTH)
+    return image
+
+
+def read_format(h: Header) -> Format:
+    """The Image Pixel attributes; what is missing or absurd becomes 0, or its usual value."""
+    floating = h.pixels_tag in (FLOAT, DOUBLE)
+    allocated = {FLOAT: 32, DOUBLE: 64}.get(h.pixels_tag or 0, h.integer(0x00280100))
+    stored = h.integer(0x00280101)
+    if not 1 <= stored <= allocated:
+        stored = allocated
+    high = h.integer(0x00280102)
+    if not stored - 1 <= high < allocated:
+        high = stored - 1
+    samples = h.integer(0x00280002, 1)
+    photometric = h.word(0x00280004) or ("MONOCHROME2" if samples == 1 else "RGB")
+    ge_private = h.uid(0x00020010) == "1.2.840.113619.5.2"
+    return Format(
+        rows=max(h.integer(0x00280010), 0),
+        columns=max(h.integer(0x00280011), 0),
+        samples=samples,
+        photometric=photometric,
+        planar=h.integer(0x00280006) == 1,
+        allocated=allocated,
+        stored=stored,
+        high=high,
+        signed=h.integer(0x00280103) == 1 and not floating,
+        floating=floating,
+        big_endian=h.big_endian or ge_private,
+        swapped=h.big_endian and h.pixels_vr == "OW" and allocated in (1, 8),
+        frames=max(h.integer(0x00280008, 1), 1),
+        overlays=any(h.integer(0x60000102 + (group << 17)) > 0 for group in range(16)),
+    )
+
+
+def check(h: Header, fmt: Format, codec: Codec | None) -> None:
+    """Raises ItemError where these pixels cannot be what the header says."""
+    if h.pixels_tag is None:
+        raise ItemError(Fail.NO_PIXELS)
+    if not fmt.rows or not fmt.columns or fmt.samples not in (1, 3):
+        raise ItemError(Fail.BAD_GEOMETRY)
+    if fmt.allocated not in ((32, 64) if fmt.floating else (1, 8, 16, 32)):
+        raise ItemError(Fail.BAD_GEOMETRY)
+    if fmt.photometric == "YBR_FULL_422" and fmt.columns % 2:
+        raise ItemError(Fail.BAD_GEOMETRY)
+    if h.pixels_length == 0:
+        raise ItemError(Fail.NO_PIXELS)
+    if h.pixels_length != UNDEFINED and h.pixels_start + h.pixels_length > len(h.body):
+        raise ItemError(Fail.TRUNCATED)
+    if codec is None and h.uid(0x00020010):
+        raise ItemError(Fail.UNSUPPORTED_TRANSFER_SYNTAX)
+    if codec is NATIVE and excess(h, fmt) < 0:
+        raise ItemError(Fail.BAD_GEOMETRY)
+
+
+def excess(h: Header, fmt: Format) -> int:
+    """Bytes of pixel data beyond what native frames need; negative where some are missing."""
+    if h.pixels_length == UNDEFINED:
+        return 0
+    return h.pixels_length - (fmt.frame_bits * fmt.frames + 7) // 8
+
+
+def _dtype(h: Header, fmt: Format) -> np.dtype[Any]:
+    """Of the values read_into gives: those of a palette have its depth."""
+    if fmt.photometric == PALETTE:
+        descriptor = h.numbers(0x00281101)
+        return np.dtype(np.uint16 if len(descriptor) == 3 and descriptor[2] > 8 else np.uint8)
+    known = (32, 64) if fmt.floating else (1, 8, 16, 32)
+    return fmt.dtype if fmt.allocated in known else np.dtype(np.uint8)
+
+
+def read_presentation(h: Header, fmt: Format) -> tuple[Presentation, list[Caution]]:
+    """How the stored values are meant to be shown (PS3.4 N.2), and what is odd about that.
+
+    A usable window goes before a VOI LUT: the Standard leaves the choice to the reader
+    (PS3.3 C.11.2), and viewers start with the window. A modality LUT goes before a rescale.
+    """
+    if fmt.samples != 1 or fmt.photometric == PALETTE:
+        return Presentation(), []
+    warnings: list[Caution] = []
+    slope, intercept = h.number(0x00281053), h.number(0x00281052)
+    if not slope or intercept is None:
+        slope, intercept = slope or 1.0, intercept or 0.0
+    voi, count = read_voi(h, fmt.signed or intercept < 0)
+    if count > 1:
+        warnings.append(Caution.SEVERAL_WINDOWS)
+    inverted = fmt.photometric == "MONOCHROME1"
+    # PresentationLUTShape (PS3.3 C.11.6): INVERSE is what MONOCHROME1 says already.
+    shape = h.word(0x20500020)
+    if shape in ("IDENTITY", "INVERSE") and (shape == "INVERSE") != inverted:
+        warnings.append(Caution.POLARITY)
+    modality = next((lut for i in h.items(0x00283000) if (lut := read_lut(i, fmt.signed))), None)
+    return (
+        Presentation(slope, intercept, modality, voi, inverted, read_padding(h, fmt)),
+        warnings,
+    )
+
+
+def read_voi(h: Header, signed: bool) -> tuple[Window | Lut | None, int]:
+    """The first usable window, else the first usable VOI LUT; and how many were to choose from."""
+    function = h.word(0x00281056)
+    if function not in ("LINEAR_EXACT", "SIGMOID"):
+        function = "LINEAR"
+    least = 1.0 if function == "LINEAR" else np.finfo(np.float32).tiny  # C.11.2.1.2, C.11.2.1.3
+    pairs = list(zip(h.numbers(0x00281050), h.numbers(0x00281051), strict=False))
+    windows = [Window(c, w, function) for c, w in pairs if w >= least]
+    if windows:
+        return windows[0], len(pairs)
+    items = h.items(0x00283010)
+    return next((lut for i in items if (lut := read_lut(i, signed))), None), len(items)
+
+
+def read_lut(item: Header, signed: bool) -> Lut | None:
+    """A modality or VOI LUT item (PS3.3 C.11.1.1.1); None where it is not one.
+
+    The descriptor is number of entries (0 for 65536), first input value, bits per entry.
+    """
+    descriptor = item.numbers(0x00283002)
+    if len(descriptor) != 3:
+        return None
+    count, first, bits = (int(v) for v in descriptor)
+    count = count % 65536 or 65536
+    if signed and first > 0x7FFF:
+        first -= 0x10000
+    elif not signed and first < 0:
+        first += 0x10000
+    data = item.value(0x00283006)
+    if isinstance(data, bytes):
+        # 8-bit entries are stored one to a word, or packed, by older writers.
+        packed = bits <= 8 and len(data) < 2 * count
+        order = ">" if item.big_endian else "<"
+        values = np.frombuffer(
+            data, np.uint8 if packed else f"{order}u2", -1 if packed else len(data) // 2
+        )
+    else:
+        values = np.asarray(item.numbers(0x00283006))
+        values = np.where(values < 0, values + 0x10000, values)
+    if count < 2 or len(values) < count:
+        return None
+    return Lut(float(first), tuple(values[:count].astype(float).tolist()))
+
+
+def read_padding(h: Header, fmt: Format) -> tuple[float, float] | None:
+    """PixelPaddingValue to PixelPaddingRangeLimit (PS3.3 C.7.5.1.1.2), lowest first."""
+    value = h.stored(0x00280120, fmt.signed)
+    if value is None:
+        return None
+    limit = h.stored(0x00280121, fmt.signed)
+    low, high = sorted((value, value if limit is None else limit))
+    return float(low), float(high)

@@ -1,0 +1,279 @@
+"""The header of a DICOM file (PS3.10, PS3.5 7), read without trusting it.
+
+pydicom parses; only the elements that decoding needs are kept, so no patient's name is in memory.
+Every value may be missing, empty, of another type or count: a reader below returns None or an
+empty tuple then, and never raises.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset, read_partial
+from pydicom.valuerep import VR
+
+from comit.errors import ItemError
+from comit.reasons import Fail
+
+# pydicom's messages quote values, which name patients.
+_log = logging.getLogger("pydicom")
+_log.addHandler(logging.NullHandler())
+_log.propagate = False
+
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+UNDEFINED = 0xFFFFFFFF
+FLOAT, DOUBLE, PIXELS = 0x7FE00008, 0x7FE00009, 0x7FE00010  # the elements that hold samples
+HUGE = 1e30  # no unit has such values, and products of two would not fit in float32
+INFLATED_BYTES = 256 * 2**20  # a radiograph has 10 to 30 MB; asked before inflating
+ELEMENTS = 20_000  # at the top level; radiographs have 100 to 300
+ITEMS = 200_000  # of sequences, and fragments; the largest enhanced CT have fewer
+TAGS = (
+    [0x00020002, 0x00020010]
+    + [0x00080005, 0x00080016, 0x00080018, 0x00080060, 0x00081030, 0x0008103E, 0x00082218]
+    + [0x00180015, 0x00181030, 0x00181400, 0x00185101, 0x0020000D, 0x0020000E, 0x00200020]
+    + [0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010, 0x00280011, 0x00280100]
+    + [0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00280121, 0x00280301]
+    + [0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00281056]
+    + [0x00281101, 0x00281102, 0x00281103, 0x00281201, 0x00281202, 0x00281203]
+    + [0x00281221, 0x00281222, 0x00281223, 0x00283000, 0x00283010, 0x00400254]
+    + [0x00540220, 0x20500020]
+    + [0x60000102 + (group << 17) for group in range(16)]  # OverlayBitPosition
+)
+Tags: Final = frozenset(TAGS)
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether these bytes are a DICOM file (PS3.10 7.1), or a bare data set of groups 2 or 8."""
+    if data[128:132] == b"DICM":
+        return True
+    head, kind = data[:8], data[4:6]
+    if len(head) < 8:
+        return False
+    group = int.from_bytes(head[:2], "little")
+    element = int.from_bytes(head[2:4], "little")
+    if group in (0x0200, 0x0800):  # big-endian, which is always explicit
+        group, element = group >> 8, int.from_bytes(head[2:4], "big")
+        return group in (2, 8) and element <= 0x0100 and _is_vr(kind)
+    if group not in (2, 8) or element > 0x0100:
+        return False
+    length = int.from_bytes(head[4:8], "little")
+    return _is_vr(kind) or (length <= 64 and length % 2 == 0 and 8 + length < len(data))
+
+
+def _is_vr(kind: bytes) -> bool:
+    return kind.isalpha() and kind.decode("ascii") in set(VR)
+
+
+@dataclass
+class Header:
+    """The elements of one file up to its pixels, and where those are."""
+
+    elements: Dataset
+    meta: Dataset  # file meta information, group 0002
+    body: bytes  # the file, or what its data set inflates to
+    pixels_tag: int | None  # FLOAT, DOUBLE or PIXELS; None where the data set ends without
+    pixels_vr: str | None
+    pixels_start: int  # of the value, in body
+    pixels_length: int  # as declared, or UNDEFINED
+    big_endian: bool
+    has_meta: bool
+
+    def value(self, tag: int) -> Any:
+        """The value as pydicom understands it; None where it cannot."""
+        source = self.meta if tag >> 16 == 2 else self.elements
+        try:
+            return source[tag].value if tag in source else None
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except Exception:
+            return None
+
+    def _raw(self, tag: int) -> bytes | None:
+        """The bytes of an element that is still as read."""
+        if tag >> 16 == 2:
+            return None
+        element: Any = self.elements.get_item(tag) if tag in self.elements else None
+        if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+            return element.value
+        return None
+
+    def words(self, tag: int) -> tuple[str, ...]:
+        """Values of a string element in ASCII capitals; other letters become spaces."""
+        raw = self._raw(tag)
+        if raw is None:
+            value = self.value(tag)
+            if value is None:
+                return ()
+            several = (
+                value if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [value]
+            )
+            text = "\\".join(str(v) for v in several)
+        else:
+            text = raw.decode("latin-1")
+        text = "".join(c if " " <= c <= "~" else " " for c in text).upper()
+        return tuple(part.strip() for part in text.split("\\")) if text.strip() else ()
+
+    def word(self, tag: int) -> str:
+        """The first value of a string element in ASCII capitals, or an empty string."""
+        return next(iter(self.words(tag)), "")
+
+    def uid(self, tag: int) -> str | None:
+        """A UID (PS3.5 9.1); None where it is not one."""
+        text = self.word(tag).rstrip()
+        ok = 0 < len(text) <= 64 and all(c in "0123456789." for c in text)
+        return text if ok else None
+
+    def numbers(self, tag: int) -> tuple[float, ...]:
+        """The finite numbers of an element, text or binary; what is not one is left out."""
+        raw = self._raw(tag)
+        element = self.elements.get_item(tag) if tag in self.elements else None
+        if raw is not None and getattr(element, "VR", None) in ("DS", "IS", "LO", "SH"):
+            values: list[Any] = list(self.words(tag))
+        else:
+            value = self.value(tag)
+            if isinstance(value, bytes) and len(value) == 2:  # US of unknown VR
+                value = int.from_bytes(value, "big" if self.big_endian else "little")
+            several = isinstance(value, (list, tuple, pydicom.multival.MultiValue))
+            values = list(value) if several else [value]
+        found = []
+        for v in values:
+            try:
+                number = float(v)
+            except (TypeError, ValueError, OverflowError):
+                continue
+            if math.isfinite(number) and abs(number) < HUGE:
+                found.append(number)
+        return tuple(found)
+
+    def number(self, tag: int) -> float | None:
+        """The first number of an element, or None."""
+        return next(iter(self.numbers(tag)), None)
+
+    def integer(self, tag: int, default: int = 0) -> int:
+        """The first number of an element if it is whole, or ``default``."""
+        number = self.number(tag)
+        return int(number) if number is not None and number == int(number) else default
+
+    def stored(self, tag: int, signed: bool) -> int | None:
+        """A 16-bit element in the sense of the stored values: VR "US or SS" (PS3.6)."""
+        raw = self._raw(tag)
+        if raw is not None and len(raw) >= 2:
+            return int.from_bytes(raw[:2], "big" if self.big_endian else "little", signed=signed)
+        number = self.number(tag)
+        if number is None or number != int(number):
+            return None
+        value = int(number)
+        if signed and value > 0x7FFF:
+            value -= 0x10000
+        return value + 0x10000 if not signed and value < 0 else value
+
+    def items(self, tag: int) -> tuple[Header, ...]:
+        """The items of a sequence, or none."""
+        value = self.value(tag)
+        if not isinstance(value, pydicom.sequence.Sequence):
+            return ()
+        return tuple(
+            Header(item, Dataset(), b"", None, None, 0, 0, self.big_endian, False) for item in value
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences pydicom's warnings, which quote values."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read_header(data: bytes) -> Header:
+    """Reads a file up to its pixels.
+
+    Raises ItemError: ``too_complex`` for headers deeper, longer or more compressed than any real
+    one, ``truncated`` where the file ends inside an element, ``not_dicom`` for anything else.
+    """
+    try:
+        with quiet():
+            return _read(data)
+    except ItemError:
+        raise
+    except RecursionError:
+        raise ItemError(Fail.TOO_COMPLEX) from None
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except Exception:
+        raise ItemError(Fail.NOT_DICOM) from None
+
+
+def _read(data: bytes) -> Header:
+    if data.count(b"\xfe\xff\x00\xe0") > ITEMS:
+        raise ItemError(Fail.TOO_COMPLEX)
+    preamble = data[128:132] == b"DICM"
+    if preamble and len(data) < 132 + 12:
+        raise ItemError(Fail.TRUNCATED)
+    meta, body = None, data
+    if DEFLATED in data[:4096]:
+        meta, body = _inflate(data, 132 if preamble else 0)
+    stream = io.BytesIO(body)
+    found: list[tuple[int, str | None, int, int]] = []
+    count = 0
+
+    def stop(tag: int, vr: str | None, length: int) -> bool:
+        """Called by pydicom for each element of the top level, at the start of its value."""
+        nonlocal count
+        count += 1
+        if tag in (FLOAT, DOUBLE, PIXELS):
+            found.append((int(tag), vr, stream.tell(), length))
+            return True
+        if count > ELEMENTS:
+            raise ItemError(Fail.TOO_COMPLEX)
+        if length != UNDEFINED and stream.tell() + length > len(body):
+            raise ItemError(Fail.TRUNCATED)
+        return False
+
+    tags: Any = TAGS
+    if meta is None:
+        elements: Dataset = read_partial(stream, stop, force=True, specific_tags=tags)
+        meta = elements.file_meta
+        is_little = elements.original_encoding[1] is not False
+    else:
+        elements = read_dataset(stream, False, True, stop_when=stop, specific_tags=tags)
+        is_little = True
+    if not found and not len(elements):
+        raise ItemError(Fail.NOT_DICOM)
+    has_meta = preamble and "TransferSyntaxUID" in meta
+    tag, vr, start, length = found[0] if found else (None, None, len(body), 0)
+    return Header(elements, meta, body, tag, vr, start, length, not is_little, has_meta)
+
+
+def _inflate(data: bytes, start: int) -> tuple[Dataset | None, bytes]:
+    """File meta and inflated data set, if the transfer syntax is the deflated one (PS3.5 A.5)."""
+    stream = io.BytesIO(data)
+    stream.seek(start)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, _vr, _n: tag >> 16 != 2)
+    if str(meta.get("TransferSyntaxUID", "")).encode() != DEFLATED:
+        return None, data
+    # The first element after group 2 may not look like one: it is deflated.
+    length = meta.get("FileMetaInformationGroupLength")
+    if isinstance(length, int):
+        stream.seek(start + 12 + length)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        body = inflater.decompress(data[stream.tell() :], INFLATED_BYTES)
+    except zlib.error:
+        raise ItemError(Fail.CORRUPT) from None
+    if inflater.unconsumed_tail:
+        raise ItemError(Fail.TOO_COMPLEX)
+    if not inflater.eof:
+        raise ItemError(Fail.TRUNCATED)
+    return meta, body
