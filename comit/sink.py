@@ -292,7 +292,8 @@ class Sink:
         position = {row_id: shard * SHARD + i for i, row_id in enumerate(ids)}
         found: dict[int, Row] = {}
         for row in table.to_pylist():
-            found[position[row.pop("row_id")]] = Row(**row)
+            index = position[row.pop("row_id")]
+            found[index] = Row(**row)
         return found
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:

@@ -119,7 +119,7 @@ def _process(index: int, file: bytes, limits: Limits, parent: Parent) -> Done:
             np.ndarray((SIZE, SIZE), np.float32, parent.memory, offset)[...] = result.pixels
     except ItemError as error:
         reason = error.reason
-    except MemoryError:
+    except Exception:  # a decoder's own error or no memory; its text may hold header values
         reason = Fail.CRASH
     done = Done(index, reason and str(reason), seconds=time.perf_counter() - started - waited)
     if image is None:

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from comit.cli import main
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "cv2",
+    "pyarrow",
+    "pydicom",
+    "numpy",
+}
+
+
+def comit(*arguments: object):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["screen", "--help"], ["train", "--help"], ["--version"]]
+)
+def test_help_loads_nothing_heavy(words):
+    code = (
+        "import sys\nfrom comit.cli import main\n"
+        f"try: main({words})\nexcept SystemExit: pass\n"
+        "print(*sorted(m.partition('.')[0] for m in sys.modules), file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout
+    assert HEAVY & set(run.stderr.split()) == set()
+
+
+def test_help_names_the_exit_codes():
+    text = comit("screen", "--help").output
+    assert all(f"  {code}  " in text for code in (0, 2, 3, 4))
+
+
+def one_line(result, code, *parts):
+    assert result.exit_code == code
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert all(str(p) in lines[0] for p in parts), lines[0]
+
+
+def test_a_screened_folder_has_a_row_a_file(tmp_path, tiny_model, pictures):
+    out = tmp_path / "r.parquet"
+    result = comit(
+        "screen", pictures, "--out", out, "--model", tiny_model, "--report", tmp_path / "r.json"
+    )
+    assert result.exit_code == 0, result.output
+    assert pq.read_metadata(out).num_rows == len(list(pictures.iterdir()))
+    assert "ok" in result.stderr and "images in" in result.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["rows"] == report["status"]["ok"] == pq.read_metadata(out).num_rows
+
+
+def test_failed_rows_give_exit_code_3(tmp_path, tiny_model, pictures):
+    (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    out = tmp_path / "r.parquet"
+    result = comit("screen", pictures, "--out", out, "--model", tiny_model)
+    assert result.exit_code == 3
+    assert "truncated" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_wrong_use_is_one_line_exit_2_and_nothing_overwritten(tmp_path, tiny_model, pictures):
+    out = tmp_path / "r.parquet"
+    out.write_text("kept")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    no_path = tmp_path / "m.csv"
+    no_path.write_text("file\na.png\n")
+    not_a_model = tmp_path / "bad.onnx"
+    not_a_model.write_bytes(b"nonsense")
+    screen = ("screen", "--out", out, "--model", tiny_model)
+    one_line(comit(*screen, tmp_path / "nowhere"), 2, "nowhere", "does not exist")
+    one_line(comit(*screen, empty), 2, "empty", "holds no files")
+    one_line(comit(*screen, no_path), 2, "m.csv", "no column 'path'")
+    one_line(comit("screen", pictures, "--out", out, "--model", not_a_model), 2, "bad.onnx")
+    one_line(comit(*screen, pictures, "--report", tmp_path / "no" / "r.json"), 2, "r.json")
+    one_line(comit("screen", pictures, "--out", empty, "--model", tiny_model), 2, "is a folder")
+    one_line(
+        comit("screen", pictures, "--out", tmp_path / "no" / "r.parquet", "--model", tiny_model),
+        2,
+        "cannot be written",
+    )
+    assert out.read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_an_engine_that_is_not_here_says_so_in_one_line(tmp_path, tiny_model, pictures):
+    out = tmp_path / "r.parquet"
+    one_line(
+        comit("screen", pictures, "--out", out, "--model", tiny_model, "--engine", "tensorrt"),
+        2,
+        "TensorRT",
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
+    tmp_path, tiny_model, pictures, number
+):
+    files = [str(p) for p in pictures.iterdir()]
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(
+        "path,id\n" + "".join(f"{files[i % len(files)]},{i}\n" for i in range(1500))
+    )
+    out = tmp_path / "r.parquet"
+    command = [
+        sys.executable,
+        "-m",
+        "comit",
+        "screen",
+        manifest,
+        "--out",
+        out,
+        "--model",
+        tiny_model,
+    ]
+    process = subprocess.Popen(
+        [*map(str, command), "--workers", "1"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    frozen = tmp_path / ".r.parquet.comit" / "run.json"
+    while not frozen.exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 4, said
+    assert "same command resumes" in said
+    assert not out.exists()
+    result = comit("screen", manifest, "--out", out, "--model", tiny_model)
+    assert result.exit_code == 0, result.output
+    assert "from an earlier, interrupted run" in result.stderr
+    assert pq.read_table(out)["row_id"].to_pylist() == [str(i) for i in range(1500)]
+
+
+def test_names_with_control_characters_are_shown_and_not_obeyed(tmp_path):
+    result = comit("screen", tmp_path / "a\x1b[31mred", "--out", tmp_path / "r.parquet")
+    assert "\x1b" not in result.stderr and "\\x1b" in result.stderr

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from comit.decode import Limits, open_image
+from comit.pool import Pool
+from comit.preprocess import preprocess
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    paths = []
+    for i in range(12):
+        picture = cv2.GaussianBlur(rng.integers(0, 256, (300 + 40 * i, 400), np.uint8), (0, 0), 9)
+        paths.append(root / f"{i}.png")
+        cv2.imwrite(str(paths[-1]), picture)
+    return [os.fsencode(p) for p in paths]
+
+
+def pool(workers=2, ring_bytes=2**24, timeout=30.0):
+    return Pool(workers, ring_bytes, Limits(), timeout)
+
+
+def test_pixels_are_those_of_decoding_and_preprocessing_in_this_process(pictures):
+    with pool() as decoders:
+        seen = {d.item: p.copy() for d, p in decoders.run(enumerate(pictures))}
+    assert sorted(seen) == list(range(len(pictures)))
+    for i, path in enumerate(pictures):
+        image = open_image(Path(os.fsdecode(path)).read_bytes())
+        expected = preprocess(image.samples(), image.presentation).pixels
+        assert np.array_equal(seen[i], expected)
+
+
+def test_a_problem_is_a_reason_and_not_an_exception(pictures, tmp_path):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "note.txt").write_text("not a picture")
+    (tmp_path / "cut.png").write_bytes(Path(os.fsdecode(pictures[0])).read_bytes()[:2000])
+    files = ["empty.png", "note.txt", "cut.png", "missing.png"]
+    with pool() as decoders:
+        reasons = {
+            files[d.item]: d.reason
+            for d, _ in decoders.run((i, os.fsencode(tmp_path / f)) for i, f in enumerate(files))
+        }
+    assert reasons == {
+        "empty.png": "empty",
+        "note.txt": "unsupported_format",
+        "cut.png": "truncated",
+        "missing.png": "vanished",
+    }
+
+
+def test_a_killed_process_costs_the_item_in_hand_and_no_other(pictures):
+    work = pictures * 10
+    with pool() as decoders:
+        results = {}
+        for done, pixels in decoders.run(enumerate(work)):
+            results[done.item] = done.reason
+            assert (pixels is None) == (done.reason is not None)
+            if len(results) == 20:
+                decoders._workers[0].process.kill()
+    assert sorted(results) == list(range(len(work)))
+    lost = [r for r in results.values() if r is not None]
+    assert lost in ([], ["crash"])  # none where it died between two items
+
+
+def test_a_process_that_hangs_is_replaced_after_the_time_limit(pictures):
+    work = pictures * 3
+    with pool(timeout=0.5) as decoders:
+        results = {}
+        for done, _ in decoders.run(enumerate(work)):
+            results[done.item] = done.reason
+            if len(results) == 5:
+                os.kill(decoders._workers[1].process.pid, signal.SIGSTOP)
+    assert sorted(results) == list(range(len(work)))
+    assert [r for r in results.values() if r is not None] == ["timeout"]
+
+
+def test_an_image_larger_than_the_ring_fails_alone(pictures):
+    with pool(ring_bytes=201_000) as decoders:  # a grid needs 200,704 bytes, the first 120,000
+        reasons = {d.item: d.reason for d, _ in decoders.run(enumerate(pictures))}
+    assert reasons[0] is None
+    assert reasons[11] == "too_large"  # 740 x 400
+
+
+def test_a_small_ring_is_shared_in_turn(pictures):
+    with pool(workers=3, ring_bytes=310_000) as decoders:  # one image at a time
+        done = [d for d, p in decoders.run(enumerate(pictures)) if p is not None]
+    assert len(done) == len(pictures)

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pycocotools import mask
+
+from comit.console import Console
+from comit.decode import open_image
+from comit.engine import load_engine
+from comit.errors import Stopped, UsageError
+from comit.preprocess import preprocess
+from comit.reasons import Caution, Fail, Skip
+from comit.results import COLUMNS
+from comit.screen import Options, screen
+
+QUIET = Console(quiet=True)
+
+
+def run(source, out, tiny_model, **options):
+    options = {"model": tiny_model, "precision": "fp32", **options}
+    report = screen(source, out, Options(**options), console=QUIET)
+    return report, {r["path"]: r for r in pq.read_table(out).to_pylist()}
+
+
+def test_scores_masks_and_areas_are_the_engines(tmp_path, tiny_model, pictures):
+    report, rows = run(pictures, tmp_path / "r.parquet", tiny_model)
+    assert report.status == {"ok": len(rows), "skipped": 0, "failed": 0}
+    engine = load_engine(tiny_model, precision="fp32")
+    for name, row in rows.items():
+        image = open_image((pictures / name).read_bytes())
+        pixels = preprocess(image.samples(), image.presentation).pixels
+        scores, masks = engine.predict(pixels[None, None])
+        assert [row["score_unhealthy"], row["score_covid"], row["score_other"]] == scores[
+            0
+        ].tolist()
+        lung, disease = (mask.decode(row[k]).astype(bool) for k in ("lung_rle", "disease_rle"))
+        assert np.array_equal(lung, masks[0, 0] >= 128)
+        assert np.array_equal(disease, masks[0, 1] >= 128)
+        assert row["lung_fraction"] == pytest.approx(lung.mean())
+        assert row["disease_fraction"] == pytest.approx((lung & disease).sum() / lung.sum())
+        assert (row["rows"], row["cols"]) == (image.height, image.width)
+
+
+def test_flags_follow_the_operating_point(tmp_path, tiny_model, pictures):
+    report, rows = run(pictures, tmp_path / "r.parquet", tiny_model, operating_point="99")
+    point = report.settings["operating point"]
+    for row in rows.values():
+        assert row["flag_unhealthy"] == (row["score_unhealthy"] >= point["unhealthy"])
+        assert row["flag_covid"] == (row["score_covid"] >= point["covid"])
+
+
+def test_masks_of_flagged_rows_or_none(tmp_path, tiny_model, pictures):
+    _, everything = run(pictures, tmp_path / "a.parquet", tiny_model)
+    _, flagged = run(pictures, tmp_path / "f.parquet", tiny_model, masks="flagged")
+    _, none = run(pictures, tmp_path / "n.parquet", tiny_model, masks="none")
+    kinds = {bool(r["flag_unhealthy"] or r["flag_covid"]) for r in everything.values()}
+    assert kinds == {True, False}  # the thresholds of the test model part these pictures
+    for name, row in everything.items():
+        marked = row["flag_unhealthy"] or row["flag_covid"]
+        without = {"lung_rle", "disease_rle", "lung_fraction", "disease_fraction"}
+        bare = {k: None if k in without else v for k, v in row.items()}
+        assert flagged[name] == (row if marked else bare)
+        assert none[name] == bare
+
+
+def test_bad_files_get_a_reason_and_leave_their_neighbours_alone(tmp_path, tiny_model, pictures):
+    _, alone = run(pictures, tmp_path / "a.parquet", tiny_model)
+    (pictures / "0_empty.png").touch()
+    (pictures / "1_cut.png").write_bytes(next(pictures.glob("*.png")).read_bytes()[:999])
+    (pictures / "note.txt").write_text("hello")
+    report, rows = run(pictures, tmp_path / "b.parquet", tiny_model)
+    assert {n: rows.pop(n)["reason"] for n in ("0_empty.png", "1_cut.png", "note.txt")} == {
+        "0_empty.png": "empty",
+        "1_cut.png": "truncated",
+        "note.txt": "unsupported_format",
+    }
+    assert rows == alone  # to the bit
+    assert report.status == {"ok": len(rows), "skipped": 1, "failed": 2}
+
+
+def test_a_manifest_passes_its_columns_through(tmp_path, tiny_model, pictures):
+    names = sorted(p.name for p in pictures.iterdir())
+    table = pa.table(
+        {
+            "path": [*names, None],
+            "id": [f"case {i}" for i in range(len(names) + 1)],
+            "ward": [None, *range(len(names))],
+            "boxes": [[[1.5, 2.0]]] * (len(names) + 1),
+        }
+    )
+    pq.write_table(table, pictures / "m.parquet")
+    out = tmp_path / "r.parquet"
+    run(pictures / "m.parquet", out, tiny_model)
+    results = pq.read_table(out)
+    assert results.column_names == [*COLUMNS, "ward", "boxes"]
+    assert results["row_id"].to_pylist() == table["id"].to_pylist()
+    assert results["ward"].to_pylist() == table["ward"].to_pylist()
+    assert results["reason"].to_pylist() == [None] * len(names) + ["null_path"]
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same_rows(tmp_path, tiny_model, pictures):
+    _, whole = run(pictures, tmp_path / "whole.parquet", tiny_model, workers=1)
+    out, stop = tmp_path / "r.parquet", threading.Event()
+    stop.set()
+    with pytest.raises(Stopped, match="same command resumes"):
+        screen(pictures, out, Options(model=tiny_model, precision="fp32"), console=QUIET, stop=stop)
+    with pytest.raises(UsageError, match="another masks"):
+        run(pictures, out, tiny_model, masks="none")
+    _, rows = run(pictures, out, tiny_model)
+    assert rows == whole
+
+
+def test_metadata_says_where_the_numbers_come_from(tmp_path, tiny_model, pictures):
+    out = tmp_path / "r.parquet"
+    report, _ = run(pictures, out, tiny_model)
+    found = {k.decode(): v.decode() for k, v in pq.read_schema(out).metadata.items()}
+    assert found["comit_run_id"] == report.run_id
+    assert found["comit_precision"] == "fp32"
+    assert found["comit_model_sha256"] == report.settings["model"]
+    assert "research use only" in found["comit_intended_use"]
+
+
+def test_every_code_is_explained_in_the_docs():
+    text = (Path(__file__).parent.parent / "docs" / "results.md").read_text()
+    for code in (*Skip, *Fail, *Caution):
+        assert f"| `{code}` | {code.meaning} |" in text, code
+    for column in COLUMNS:
+        assert f"`{column}`" in text, column

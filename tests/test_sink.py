@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+
+import pyarrow.parquet as pq
+import pytest
+
+from comit.errors import Stopped, UsageError
+from comit.results import Row
+from comit.sink import Sink
+from comit.source import SHARD, Item, _write
+
+SETTINGS = {"model": "abc", "masks": "all"}
+
+
+def lister(n):
+    return lambda to: _write(to, iter(Item(f"id{i}", f"{i}.png", b"%d" % i) for i in range(n)))
+
+
+def row(i: int) -> Row:
+    rle = {"size": [224, 224], "counts": f"c{i}"}
+    return Row("ok", score_covid=i / 1024, warnings=("colour",), lung_rle=rle)
+
+
+@contextmanager
+def opened(out, n, settings=SETTINGS, **options):
+    with Sink(out, **options) as sink:
+        sink.list(lister(n))
+        sink.freeze(settings)
+        yield sink
+
+
+def fill(sink, stop_after=None):
+    added = 0
+    for index, _ in sink.todo():
+        if added == stop_after:
+            raise Stopped("asked to")
+        sink.add(index, row(index))
+        added += 1
+    return added
+
+
+def check(out, n):
+    table = pq.read_table(out)
+    assert table["row_id"].to_pylist() == [f"id{i}" for i in range(n)]
+    assert table["score_covid"].to_pylist() == [i / 1024 for i in range(n)]
+    assert [m["counts"] for m in table["lung_rle"].to_pylist()] == [f"c{i}" for i in range(n)]
+    assert not out.with_name(f".{out.name}.comit").exists()
+
+
+N = SHARD + 40
+
+
+def test_rows_arrive_in_any_order_and_leave_in_that_of_the_list(tmp_path):
+    out = tmp_path / "r.parquet"
+    with opened(out, N) as sink:
+        for index, _ in sorted(sink.todo(), reverse=True):
+            sink.add(index, row(index))
+        tally = sink.finish({"comit_model": "m"})
+    check(out, N)
+    assert tally.rows == N and tally.status["ok"] == N
+    assert pq.read_schema(out).metadata[b"comit_model"] == b"m"
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, SHARD - 1, SHARD, SHARD + 7, N - 1])
+def test_a_stopped_run_is_resumed_and_does_no_row_twice(tmp_path, stop_after):
+    out = tmp_path / "r.parquet"
+    with pytest.raises(Stopped), opened(out, N) as sink:
+        fill(sink, stop_after)
+    assert not out.exists()
+    with opened(out, N) as sink:
+        assert fill(sink) == N - stop_after
+        sink.finish({})
+    check(out, N)
+
+
+def test_a_damaged_part_is_done_again(tmp_path):
+    out = tmp_path / "r.parquet"
+    with pytest.raises(Stopped), opened(out, N) as sink:
+        fill(sink, N - 1)
+    part = tmp_path / ".r.parquet.comit" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-10])
+    with opened(out, N) as sink:
+        assert fill(sink) == SHARD + 1
+        sink.finish({})
+    check(out, N)
+
+
+def test_the_old_result_stays_until_the_new_one_is_whole(tmp_path):
+    out = tmp_path / "r.parquet"
+    out.write_text("old")
+    with pytest.raises(Stopped), opened(out, N) as sink:
+        fill(sink, 10)
+    assert out.read_text() == "old"
+
+
+def test_resuming_with_other_settings_is_refused_by_name(tmp_path):
+    out = tmp_path / "r.parquet"
+    with pytest.raises(Stopped), opened(out, N) as sink:
+        fill(sink, 10)
+    with (
+        pytest.raises(UsageError, match="another model"),
+        opened(out, N, {**SETTINGS, "model": "other"}),
+    ):
+        pass
+    with opened(out, N, {**SETTINGS, "model": "other"}, restart=True) as sink:
+        assert fill(sink) == N
+        sink.finish({})
+    check(out, N)
+
+
+def test_a_second_run_on_the_same_output_is_refused(tmp_path):
+    with opened(tmp_path / "r.parquet", 3), pytest.raises(UsageError, match="another run"):
+        Sink(tmp_path / "r.parquet")
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="is a folder"):
+        Sink(tmp_path)
+    with pytest.raises(UsageError, match="cannot be written"):
+        Sink(tmp_path / "nowhere" / "r.parquet")
+
+
+def test_a_failing_disk_stops_the_run_with_the_words_to_resume(tmp_path, monkeypatch):
+    out = tmp_path / "r.parquet"
+    real = os.fsync
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    with (
+        pytest.raises(Stopped, match=r"No space left on device.*same command"),
+        opened(out, N) as sink,
+    ):
+        monkeypatch.setattr(os, "fsync", full)
+        fill(sink)
+    monkeypatch.setattr(os, "fsync", real)
+    with opened(out, N) as sink:
+        fill(sink)
+        sink.finish({})
+    check(out, N)
+
+
+def test_staging_is_private_and_results_follow_the_umask(tmp_path):
+    out = tmp_path / "r.parquet"
+    before = os.umask(0o027)
+    try:
+        with opened(out, N) as sink:
+            fill(sink)
+            staging = tmp_path / ".r.parquet.comit"
+            assert staging.stat().st_mode & 0o777 == 0o700
+            assert all(p.stat().st_mode & 0o077 == 0 for p in staging.glob("part-*"))
+            sink.finish({})
+    finally:
+        os.umask(before)
+    assert out.stat().st_mode & 0o777 == 0o640

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from comit.errors import UsageError
+from comit.reasons import Fail, Skip
+from comit.source import SHARD, read_items, write_worklist
+
+
+def items(source: Path, tmp_path: Path, pattern: str = "*", exclude=()):
+    to = tmp_path / "work" / "list.parquet"
+    to.parent.mkdir(exist_ok=True)
+    count = write_worklist(source, to, pattern, exclude)
+    found = read_items(pq.read_table(to))
+    assert len(found) == count == len({i.row_id for i in found})
+    return found
+
+
+@pytest.fixture
+def tree(tmp_path):
+    root = tmp_path / "xrays"
+    for name in ("b/2.dcm", "b/1.png", "a.jpg", "c/d/e.dcm"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return root
+
+
+def test_a_folder_is_walked_whole_in_the_order_of_names(tree, tmp_path):
+    assert [i.path for i in items(tree, tmp_path)] == ["a.jpg", "b/1.png", "b/2.dcm", "c/d/e.dcm"]
+
+
+def test_row_ids_depend_on_the_relative_path_alone(tree, tmp_path):
+    before = [i.row_id for i in items(tree, tmp_path)]
+    moved = tree.rename(tmp_path / "elsewhere")
+    assert [i.row_id for i in items(moved, tmp_path)] == before
+
+
+def test_a_pattern_takes_matching_names(tree, tmp_path):
+    assert [i.path for i in items(tree, tmp_path, "*.dcm")] == ["b/2.dcm", "c/d/e.dcm"]
+    with pytest.raises(UsageError, match=r"holds no files that match '\*\.tif'"):
+        items(tree, tmp_path, "*.tif")
+
+
+def test_our_own_output_inside_the_folder_is_left_out(tree, tmp_path):
+    assert [i.path for i in items(tree, tmp_path, exclude=[tree / "a.jpg", tree / "b"])] == [
+        "c/d/e.dcm"
+    ]
+
+
+def test_links_inside_are_visited_once_and_links_outside_are_skipped(tree, tmp_path):
+    (tmp_path / "outside.png").write_bytes(b"x")
+    (tree / "loop").symlink_to(tree)
+    (tree / "twin.dcm").symlink_to(tree / "b/2.dcm")
+    (tree / "z.png").symlink_to(tmp_path / "outside.png")
+    found = {i.path: i.problem for i in items(tree, tmp_path)}
+    assert found == {
+        "a.jpg": None,
+        "b/1.png": None,
+        "b/2.dcm": None,
+        "c/d/e.dcm": None,
+        "z.png": Skip.OUTSIDE_ROOT,
+    }
+
+
+def test_a_fifo_is_an_item_that_is_never_opened(tree, tmp_path):
+    os.mkfifo(tree / "pipe")
+    assert {i.path: i.problem for i in items(tree, tmp_path)}["pipe"] == Skip.NOT_A_FILE
+
+
+def test_names_that_are_not_utf8_keep_their_bytes_and_show_escaped(tmp_path):
+    root = tmp_path / "odd"
+    root.mkdir()
+    raw = os.fsencode(root) + b"/\xff\n'\".png"
+    Path(os.fsdecode(raw)).write_bytes(b"x")
+    (item,) = items(root, tmp_path)
+    assert item.file == raw
+    assert item.path == "\\xff\n'\".png"
+
+
+def test_an_empty_folder_and_a_missing_one_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no files"):
+        items(tmp_path / "empty", tmp_path)
+    with pytest.raises(UsageError, match="does not exist"):
+        items(tmp_path / "nowhere", tmp_path)
+
+
+def test_a_single_file_is_one_item(tree, tmp_path):
+    (item,) = items(tree / "a.jpg", tmp_path)
+    assert item.file == os.fsencode(tree / "a.jpg")
+
+
+def write(to: Path, /, **columns) -> Path:
+    pq.write_table(pa.table(columns), to)
+    return to
+
+
+def test_a_manifest_keeps_its_ids_types_and_other_columns(tmp_path):
+    manifest = write(
+        tmp_path / "m.parquet",
+        path=["a.png", "/abs/b.png"],
+        id=["x", "y"],
+        age=[3, None],
+        view=["PA", "AP"],
+    )
+    found = items(manifest, tmp_path)
+    assert [i.row_id for i in found] == ["x", "y"]
+    assert [i.file for i in found] == [os.fsencode(tmp_path / "a.png"), b"/abs/b.png"]
+    table = pq.read_table(tmp_path / "work" / "list.parquet")
+    assert table["age"].to_pylist() == [3, None]
+    assert table["manifest_view"].to_pylist() == ["PA", "AP"]  # results have a view of their own
+
+
+def test_a_csv_manifest_is_text_throughout(tmp_path):
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,id,accession\na.png,007,00123\n")
+    (item,) = items(manifest, tmp_path)
+    assert item.row_id == "007"
+    table = pq.read_table(tmp_path / "work" / "list.parquet")
+    assert table["accession"].to_pylist() == ["00123"]
+
+
+def test_without_ids_a_repeated_path_is_a_row_each_time(tmp_path):
+    found = items(write(tmp_path / "m.parquet", path=["a", "a", "b"]), tmp_path)
+    assert [i.path for i in found] == ["a", "a", "b"]
+
+
+def test_a_null_path_is_a_failed_item(tmp_path):
+    found = items(write(tmp_path / "m.parquet", path=["a", None], id=["1", "2"]), tmp_path)
+    assert [i.problem for i in found] == [None, Fail.NULL_PATH]
+
+
+def test_a_long_manifest_is_cut_into_shards(tmp_path):
+    n = 2 * SHARD + 5
+    manifest = write(tmp_path / "m.parquet", path=["a"] * n, id=[str(i) for i in range(n)])
+    assert len(items(manifest, tmp_path)) == n
+    file = pq.ParquetFile(tmp_path / "work" / "list.parquet")
+    rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    assert rows == [SHARD, SHARD, 5]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"file": ["a"]}, "no column 'path'; it has file"),
+        ({"path": [1]}, "column 'path' is int64"),
+        ({"path": pa.array([], pa.string())}, "has no rows"),
+        ({"path": ["a", "b"], "id": ["1", "1"]}, "rows 0 and 1 have the same id"),
+        ({"path": ["a", "b"], "id": ["1", None]}, "row 1 has no id"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_refused(tmp_path, columns, message):
+    with pytest.raises(UsageError, match=message):
+        items(write(tmp_path / "m.parquet", **columns), tmp_path)
+
+
+def test_what_is_not_parquet_is_refused_by_name(tmp_path):
+    (tmp_path / "m.parquet").write_bytes(b"not parquet at all")
+    with pytest.raises(UsageError, match=r"m\.parquet is not a Parquet or CSV table"):
+        items(tmp_path / "m.parquet", tmp_path)
