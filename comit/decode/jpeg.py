@@ -103,12 +103,16 @@ def is_cut(
     """Whether the entropy-coded data ended before the picture did.
 
     libjpeg only prints a warning then, and fills the rest with the middle value (128 for 8 bits).
-    So where the last pixels have that value, and in progressive streams, where a cut blurs
-    instead, the end is replaced by other data and decoded again: a whole picture does not change.
+    So where the last pixels have that value (and always in CMYK, where OpenCV mixes it into
+    another, and in progressive streams, where a cut blurs instead) the end is replaced by other
+    data and decoded again: a whole picture does not change.
+
+    Less than the last block (8 x 8, or 16 x 16 with subsampled colour) may be missing unnoticed.
     """
     end = data.rfind(EOI, frame.offset)
     middle = 1 << (frame.precision - 1)
-    suspect = end < 0 or frame.marker in PROGRESSIVE or bool((pixels[-1, -4:] == middle).all())
+    hidden = frame.marker in PROGRESSIVE or frame.components == 4
+    suspect = end < 0 or hidden or bool((pixels[-1, -4:] == middle).all())
     if not suspect:
         return False
     again = decode((data if end < 0 else data[:end]) + NOISE + EOI)

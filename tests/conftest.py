@@ -1,0 +1,51 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real X-rays and DICOM files, which is no part of the repository."""
+    beside = Path(__file__).resolve().parent.parent.parent / "shared"
+    folder = Path(os.environ.get("COMIT_TEST_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no real X-rays at {folder}; see COMIT_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported .onnx with its card: width 0.125, random weights, scores that vary by image."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    from comit.card import Card, OperatingPoint
+    from comit.export.to_onnx import export_onnx
+    from comit.model.network import COMiTNet, NetworkConfig
+
+    torch.manual_seed(0)
+    network = COMiTNet(NetworkConfig(width=0.125, mean=0.45, std=0.3)).eval()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(layer.running_mean, 0.0, 0.1)
+            torch.nn.init.uniform_(layer.running_var, 0.05, 0.4)
+            torch.nn.init.uniform_(layer.weight, 0.6, 1.4)
+            torch.nn.init.normal_(layer.bias, 0.0, 0.1)
+    card = Card(
+        name="tiny",
+        sha256="",
+        width=0.125,
+        mean=0.45,
+        std=0.3,
+        operating_points={
+            "90": OperatingPoint(0.5, 0.5, {"unhealthy": 10, "covid": 10}),
+            "99": OperatingPoint(0.9, 0.9, {"unhealthy": 10, "covid": 10}),
+        },
+    )
+    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
+    export_onnx(network, card, path)
+    return path

@@ -1,0 +1,313 @@
+"""What comit reads from PNG and JPEG files."""
+
+from __future__ import annotations
+
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import cv2
+import imagecodecs
+import numpy as np
+import pytest
+from dicoms import picture
+
+from comit.decode import Limits, open_image
+from comit.errors import ItemError
+from comit.reasons import Caution, Fail, Skip
+
+EIGHT = picture(96, 80, bits=8).astype(np.uint8)
+SIXTEEN = picture(96, 80, bits=16)
+UNVERIFIED = [Caution.UNVERIFIED_VIEW]
+
+
+def reason(data: bytes) -> Skip | Fail | None:
+    try:
+        image = open_image(data)
+        if image.skip is None:
+            image.samples()
+    except ItemError as error:
+        return error.reason
+    return image.skip
+
+
+def read(data: bytes) -> tuple[np.ndarray, list[Caution]]:
+    image = open_image(data)
+    samples = image.samples()
+    assert samples.shape == (image.height, image.width) and samples.dtype == image.dtype
+    return samples, image.warnings
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(
+    pixels: np.ndarray, depth: int, colour: int, before: bytes = b"", after: bytes = b""
+) -> bytes:
+    """Rows of packed bytes to a file; ``before`` and ``after`` the image data go other chunks."""
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    width = pixels[0].nbytes * 8 // depth // {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    header = struct.pack(">IIBBBBB", width, len(pixels), depth, colour, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header) + before + chunk(b"IDAT", zlib.compress(rows)) + after
+        + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+def encode(pixels: np.ndarray, extension: str = ".png") -> bytes:
+    return cv2.imencode(extension, pixels)[1].tobytes()
+
+
+def cmyk_jpeg(pixels: np.ndarray, level: int) -> bytes:
+    spaces = {"colorspace": "CMYK", "outcolorspace": "CMYK"}
+    return bytes(imagecodecs.jpeg8_encode(pixels, level=level, **spaces))
+
+
+# ---- PNG -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pixels", [EIGHT, SIXTEEN, SIXTEEN >> 4], ids=["8", "16", "12 in 16"])
+def test_grey_png_keeps_its_depth_and_values(pixels: np.ndarray) -> None:
+    samples, warnings = read(encode(pixels))
+    np.testing.assert_array_equal(samples, pixels)
+    assert warnings == UNVERIFIED
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_few_bits_spread_over_eight(depth: int) -> None:
+    values = EIGHT >> (8 - depth)
+    bits = np.unpackbits(values[..., None], axis=-1)[..., -depth:].reshape(96, -1)
+    samples, _ = read(png(np.packbits(bits, axis=1), depth, 0))
+    np.testing.assert_array_equal(samples, values * (255 // ((1 << depth) - 1)))
+
+
+def test_grey_palette_is_that_grey() -> None:
+    table = chunk(b"PLTE", bytes(v for i in range(256) for v in (255 - i,) * 3))
+    samples, warnings = read(png(EIGHT, 8, 3, table))
+    np.testing.assert_array_equal(samples, 255 - EIGHT)
+    assert warnings == UNVERIFIED
+
+
+def test_colour_palette_is_its_luminance() -> None:
+    table = chunk(b"PLTE", bytes(v for i in range(256) for v in (i, 0, 0)))
+    samples, warnings = read(png(EIGHT, 8, 3, table))
+    np.testing.assert_allclose(samples, EIGHT * 0.299, atol=1)
+    assert warnings == [*UNVERIFIED, Caution.COLOUR]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("opaque", [True, False])
+def test_alpha_is_laid_over_black(dtype: type, opaque: bool) -> None:
+    top = np.iinfo(dtype).max
+    grey = (EIGHT if dtype is np.uint8 else SIXTEEN).astype(f">u{np.dtype(dtype).itemsize}")
+    alpha = np.full_like(grey, top if opaque else top // 3)
+    pairs = np.stack([grey, alpha], axis=-1).astype(grey.dtype)
+    samples, warnings = read(png(pairs, 8 * grey.itemsize, 4))
+    np.testing.assert_allclose(samples, grey * (1.0 if opaque else 1 / 3), atol=1)
+    assert warnings == (UNVERIFIED if opaque else [*UNVERIFIED, Caution.COLOUR])
+
+
+def test_rgb_of_sixteen_bits() -> None:
+    rgb = np.dstack([SIXTEEN, SIXTEEN // 2, SIXTEEN // 3])
+    samples, warnings = read(encode(rgb[..., ::-1]))
+    expected = rgb @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(samples, expected, atol=2)
+    assert warnings == [*UNVERIFIED, Caution.COLOUR]
+
+
+def test_animated_png_is_not_reduced_to_its_first_frame() -> None:
+    data = png(EIGHT, 8, 0, chunk(b"acTL", struct.pack(">II", 3, 0)))
+    assert reason(data) is Skip.MULTI_FRAME
+    assert open_image(data).frames == 3
+
+
+def test_png_orientation_is_said_and_not_applied() -> None:
+    exif = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    samples, warnings = read(png(EIGHT, 8, 0, chunk(b"eXIf", exif)))
+    np.testing.assert_array_equal(samples, EIGHT)
+    assert warnings == [*UNVERIFIED, Caution.ORIENTATION]
+
+
+def test_damaged_png() -> None:
+    data = encode(EIGHT)
+    for length in (9, 20, 40, len(data) // 2, len(data) - 1):
+        assert reason(data[:length]) is Fail.TRUNCATED
+    for place in (20, len(data) // 2, len(data) - 20):
+        mutant = bytearray(data)
+        mutant[place] ^= 1
+        assert reason(bytes(mutant)) in (Fail.CORRUPT, Fail.TRUNCATED)
+
+
+def test_png_whose_checksums_fit_and_whose_image_data_end_early() -> None:
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in EIGHT))
+    header = struct.pack(">IIBBBBB", 80, 96, 8, 0, 0, 0, 0)
+    for body in (rows[: len(rows) // 2], zlib.compress(bytes(81 * 50)), b""):
+        data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+        data += chunk(b"IDAT", body) + chunk(b"IEND", b"")
+        assert reason(data) is Fail.CORRUPT
+
+
+@pytest.mark.parametrize(
+    "header", [(0, 96, 8, 0), (80, 0, 8, 0), (80, 96, 3, 0), (80, 96, 16, 3), (80, 96, 8, 7)]
+)
+def test_png_headers_that_mean_nothing(header: tuple[int, ...]) -> None:
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0))
+    assert reason(data + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")) is Fail.CORRUPT
+
+
+# ---- JPEG ----------------------------------------------------------------------------------
+
+
+def test_grey_jpeg_is_what_libjpeg_gives() -> None:
+    data = encode(EIGHT, ".jpg")
+    samples, warnings = read(data)
+    np.testing.assert_array_equal(samples, cv2.imdecode(np.frombuffer(data, np.uint8), -1))
+    assert warnings == UNVERIFIED
+
+
+@pytest.mark.parametrize("options", [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]])
+def test_colour_jpeg_is_its_luminance(options: list[int]) -> None:
+    bgr = np.dstack([EIGHT, 255 - EIGHT, EIGHT // 2])
+    data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 98, *options])[1].tobytes()
+    samples, warnings = read(data)
+    np.testing.assert_allclose(samples, bgr @ [0.114, 0.587, 0.299], atol=8)
+    assert warnings == [*UNVERIFIED, Caution.COLOUR]
+
+
+def test_cmyk_jpeg_is_converted() -> None:
+    black = np.dstack([EIGHT * 0, EIGHT * 0, EIGHT * 0, 255 - EIGHT])
+    data = bytes(
+        imagecodecs.jpeg8_encode(255 - black, level=98, colorspace="CMYK", outcolorspace="CMYK")
+    )
+    samples, _ = read(data)
+    assert np.corrcoef(samples.ravel(), EIGHT.ravel())[0, 1] ** 2 > 0.98
+
+
+def test_twelve_bit_and_lossless_jpeg() -> None:
+    twelve = SIXTEEN >> 4
+    samples, _ = read(bytes(imagecodecs.jpeg8_encode(twelve, level=99, bitspersample=12)))
+    assert samples.dtype == np.uint16 and np.abs(samples.astype(int) - twelve).max() < 40
+    for pixels in (EIGHT, twelve):
+        samples, _ = read(bytes(imagecodecs.ljpeg_encode(pixels)))
+        np.testing.assert_array_equal(samples, pixels)
+
+
+def test_jpeg_orientation_is_said_and_not_applied() -> None:
+    plain = encode(EIGHT, ".jpg")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
+    samples, warnings = read(data)
+    np.testing.assert_array_equal(samples, read(plain)[0])
+    assert warnings == [*UNVERIFIED, Caution.ORIENTATION]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.95])
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"])
+@pytest.mark.parametrize("kind", ["grey", "colour", "progressive", "twelve", "lossless", "cmyk"])
+def test_cut_jpeg_is_truncated(kind: str, end: bytes, share: float) -> None:
+    """Also where an end marker was put behind the cut, which libjpeg takes without an error."""
+    bgr = np.dstack([EIGHT, 255 - EIGHT, EIGHT // 2])
+    cmyk = np.dstack([bgr, EIGHT])
+    data = {
+        "grey": lambda: encode(EIGHT, ".jpg"),
+        "colour": lambda: encode(bgr, ".jpg"),
+        "progressive": lambda: cv2.imencode(".jpg", EIGHT, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1],
+        "twelve": lambda: imagecodecs.jpeg8_encode(SIXTEEN >> 4, level=90, bitspersample=12),
+        "lossless": lambda: imagecodecs.ljpeg_encode(EIGHT),
+        "cmyk": lambda: imagecodecs.jpeg8_encode(
+            cmyk, level=90, colorspace="CMYK", outcolorspace="CMYK"
+        ),
+    }[kind]()
+    data = bytes(data)
+    assert reason(data) is None
+    start = data.index(b"\xff\xda") + 20
+    cut = data[: start + int((len(data) - start) * share)]
+    assert reason(cut + end) in (Fail.TRUNCATED, Fail.DECODE)
+
+
+def test_a_picture_that_ends_in_middle_grey_is_whole() -> None:
+    """What libjpeg fills with is also a shade that pictures have."""
+    grey = EIGHT.copy()
+    grey[60:] = 128
+    data = encode(grey, ".jpg")
+    samples, _ = read(data)
+    assert (samples[-1] == 128).all()
+    assert reason(data + b"appended by a camera") is None
+
+
+def test_damaged_jpeg_headers() -> None:
+    data = encode(EIGHT, ".jpg")
+    assert reason(data[:3]) is Fail.TRUNCATED
+    assert reason(data[:30]) is Fail.TRUNCATED
+    assert reason(b"\xff\xd8\xff\xd9" + bytes(100)) is Fail.CORRUPT
+    zero = bytearray(data)
+    place = zero.index(b"\xff\xc0") + 5
+    zero[place : place + 2] = b"\0\0"
+    assert reason(bytes(zero)) is Fail.CORRUPT
+
+
+def test_random_damage_gives_pixels_or_a_reason() -> None:
+    random = np.random.default_rng(5)
+    for data in (encode(EIGHT, ".jpg"), encode(SIXTEEN), encode(np.dstack([EIGHT] * 3), ".jpg")):
+        for _ in range(150):
+            mutant = bytearray(data)
+            for place in random.integers(3, len(data), 3):
+                mutant[place] = random.integers(256)
+            reason(bytes(mutant))  # anything but another exception
+
+
+# ---- both ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [(b"", Fail.EMPTY), (b"GIF89a" + bytes(300), Skip.UNSUPPORTED_FORMAT),
+     (b"%PDF-1.4" + bytes(300), Skip.UNSUPPORTED_FORMAT),
+     (encode(EIGHT[:30, :30]), Fail.TOO_SMALL), (encode(np.tile(EIGHT, (1, 12))), Fail.TOO_SMALL)],
+)  # fmt: skip
+def test_other_content_and_sizes(data: bytes, expected: Skip | Fail) -> None:
+    assert reason(data) is expected
+
+
+def test_a_huge_picture_is_refused_by_its_header() -> None:
+    header = struct.pack(">IIBBBBB", 60000, 60000, 16, 6, 0, 0, 0)
+    data = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")
+    )
+    assert reason(data) is Fail.TOO_LARGE
+    with pytest.raises(ItemError):
+        open_image(encode(EIGHT), Limits(pixels=1000))
+
+
+@pytest.mark.real
+def test_real_files_are_what_opencv_reads(shared: Path) -> None:
+    files = sorted((shared / "cxr" / "images").glob("*.jpg"))[:40]
+    files += sorted(p for p in (shared / "originals").rglob("*") if p.suffix in (".png", ".jpg"))[
+        :8
+    ]
+    for path in files:
+        samples, _ = read(path.read_bytes())
+        expected = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if expected.ndim == 2:
+            np.testing.assert_array_equal(samples, expected)
+
+
+@pytest.mark.real
+def test_the_checks_cost_little(shared: Path) -> None:
+    """Opening and decoding a 512-pixel JPEG takes about as long as its codec alone."""
+    data = sorted((shared / "cxr" / "images").glob("*.jpg"))[0].read_bytes()
+
+    def best(run: object) -> float:
+        times = []
+        for _ in range(30):
+            start = time.perf_counter()
+            run()  # type: ignore[operator]
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    ours = best(lambda: open_image(data).samples())
+    codec = best(lambda: imagecodecs.jpeg8_decode(data))
+    assert ours < 2 * codec + 0.3e-3
