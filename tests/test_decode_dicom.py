@@ -767,3 +767,12 @@ def test_importing_decode_loads_neither_pydicom_nor_opencv() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_very_many_items_are_too_complex() -> None:
+    item = b"\xfe\xff\x00\xe0\0\0\0\0"
+    sequence = b"\x08\x00\x15\x11SQ\0\0\xff\xff\xff\xff" + item * 300_000
+    head = make(PIXELS)
+    start = head.index(b"\x08\x00\x16\x00UI")
+    end = b"\xfe\xff\xdd\xe0\0\0\0\0"
+    assert reason(head[:start] + sequence + end + head[start:]) is Fail.TOO_COMPLEX

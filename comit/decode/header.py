@@ -36,8 +36,9 @@ UNDEFINED = 0xFFFFFFFF
 FLOAT, DOUBLE, PIXELS = 0x7FE00008, 0x7FE00009, 0x7FE00010  # the elements that hold samples
 HUGE = 1e30  # no unit has such values, and products of two would not fit in float32
 INFLATED_BYTES = 256 * 2**20  # a radiograph has 10 to 30 MB; asked before inflating
+ITEM, PIXELS_TAG = b"\xfe\xff\x00\xe0", b"\xe0\x7f\x10\x00"  # little-endian
 ELEMENTS = 20_000  # at the top level; radiographs have 100 to 300
-ITEMS = 200_000  # of sequences, and fragments; the largest enhanced CT have fewer
+ITEMS = 200_000  # of sequences; the largest enhanced CT have fewer
 TAGS = (
     [0x00020002, 0x00020010]
     + [0x00080005, 0x00080016, 0x00080018, 0x00080060, 0x00081030, 0x0008103E, 0x00082218]
@@ -216,14 +217,14 @@ def read_header(data: bytes) -> Header:
 
 
 def _read(data: bytes) -> Header:
-    if data.count(b"\xfe\xff\x00\xe0") > ITEMS:
-        raise ItemError(Fail.TOO_COMPLEX)
     preamble = data[128:132] == b"DICM"
     if preamble and len(data) < 132 + 12:
         raise ItemError(Fail.TRUNCATED)
     meta, body = None, data
     if DEFLATED in data[:4096]:
         meta, body = _inflate(data, 132 if preamble else 0)
+    if body.count(ITEM, 0, body.find(PIXELS_TAG)) > ITEMS:  # pydicom builds an object of each
+        raise ItemError(Fail.TOO_COMPLEX)
     stream = io.BytesIO(body)
     found: list[tuple[int, str | None, int, int]] = []
     count = 0
