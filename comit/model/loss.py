@@ -20,6 +20,7 @@ class Targets(NamedTuple):
     unhealthy: Tensor  # (N,) int64 in {0, 1}: H_i
     findings: Tensor  # (N, 2) float in {0, 1}: [C_i, O_i]
     switches: Tensor  # (N, 4) float in {0, 1}: T_1i .. T_4i of equation 8
+    taught: Tensor | None = None  # (N, 2) bool: this lung or disease mask is a teacher's, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class LossConfig:
     ``mean``: pixel terms are averaged over pixels and every task over the images that have its
     label. Summed, as printed, the 50,176 pixels of a mask outweigh a class label 50,176 to 1 and
     a task with labels on every image outweighs one with labels on 8 %.
-    ``disease_weight``: weight of a diseased pixel against a healthy one in equation 3.
+    ``disease_weight``: weight of a diseased pixel against a healthy one in equation 3; not for a
+    teacher's masks, whose probabilities have it in them.
     """
 
     mean: bool = True
@@ -43,21 +45,29 @@ def losses(outputs: Outputs, targets: Targets, config: LossConfig | None = None)
     cross entropy of equations 2 and 3 on the softmax probability of the foreground.
     """
     config = config or LossConfig()
-    z1 = _pixels(outputs.lung, targets.lung, 1.0, config.mean)  # eq. 2
-    z2 = _pixels(outputs.disease, targets.disease, config.disease_weight, config.mean)  # eq. 3
+    weight = torch.full_like(targets.switches[:, 1], config.disease_weight)
+    if targets.taught is not None:
+        weight = torch.where(targets.taught[:, 1], torch.ones_like(weight), weight)
+    z1 = _pixels(outputs.lung, targets.lung, torch.ones_like(weight), config.mean)  # eq. 2
+    z2 = _pixels(outputs.disease, targets.disease, weight, config.mean)  # eq. 3
     z3 = F.cross_entropy(outputs.health.float(), targets.unhealthy, reduction="none")  # eq. 5
     z4 = F.binary_cross_entropy_with_logits(
         outputs.findings.float(), targets.findings, reduction="none"
     ).sum(dim=1)  # eq. 7
     per_image = torch.stack([z1, z2, z3, z4], dim=1)  # (N, 4)
-    # A switched-off term may be nonsense (its label is filler), even NaN: select, do not multiply.
     per_image = torch.where(targets.switches > 0, per_image, torch.zeros_like(per_image))
     total = per_image.sum(dim=0)  # eq. 8, summed over images
     return total / targets.switches.sum(dim=0).clamp(min=1) if config.mean else total
 
 
-def _pixels(logits: Tensor, mask: Tensor, weight: float, mean: bool) -> Tensor:
-    """(N, 2, H, W) logits against an (N, H, W) mask to (N,): equations 2 and 3."""
-    classes = torch.tensor([1.0, weight], device=logits.device)
-    loss = F.cross_entropy(logits.float(), mask.long(), weight=classes, reduction="none")
+def _pixels(logits: Tensor, mask: Tensor, weight: Tensor, mean: bool) -> Tensor:
+    """(N, 2, H, W) logits, an (N, H, W) mask and (N,) weights to (N,): equations 2 and 3.
+
+    With d the difference of the two logits, softmax gives log L = -softplus(-d) and
+    log(1 - L) = -softplus(d).
+    """
+    difference = logits[:, 1].float() - logits[:, 0].float()
+    mask = torch.nan_to_num(mask)  # of a switched-off image: NaN would reach the gradient
+    loss = weight[:, None, None] * mask * F.softplus(-difference)
+    loss = loss + (1 - mask) * F.softplus(difference)
     return loss.mean(dim=(1, 2)) if mean else loss.sum(dim=(1, 2))

@@ -39,6 +39,14 @@ from comit.errors import MissingExtra
     metavar="VGG16",
     help="Local torchvision VGG16 weights (.pth, .safetensors) for the encoder; width 1 alone.",
 )
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="RUN",
+    help="Earlier run whose masks stand in where an image has none; may be repeated.",
+)
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of RUN.")
 @click.option("--workers", type=click.IntRange(1), help="Threads that read images.")
 def train(
@@ -47,6 +55,7 @@ def train(
     recipe: str,
     device: str,
     init: Path | None,
+    teachers: tuple[Path, ...],
     resume: bool,
     workers: int | None,
     **given: Any,
@@ -76,6 +85,7 @@ def train(
         replace(config, **{k: v for k, v in given.items() if v is not None}),
         device=device,
         init=init,
+        teachers=teachers,
         resume=resume,
         workers=workers or usable_cores(),
     )

@@ -6,7 +6,7 @@ import csv
 import json
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -74,6 +74,7 @@ def train(
     *,
     device: str = "auto",
     init: Path | None = None,
+    teachers: Sequence[Path] = (),
     resume: bool = False,
     workers: int = 2,
     console: Console | None = None,
@@ -82,9 +83,10 @@ def train(
 
     Writes ``out/weights.safetensors``, ``run.json``, ``metrics.csv`` (an epoch a line) and
     ``checkpoint.pt``; returns what ``run.json`` holds (:mod:`comit.training.report`). ``init`` is
-    a local VGG16 file for the encoder. With ``resume`` it goes on from the last finished epoch
-    and gives, on a CPU bit for bit, the weights of a run that was not interrupted: every random
-    number derives from the seed and the epoch.
+    a local VGG16 file for the encoder; ``teachers`` are earlier runs: masks that an image lacks
+    are taken from them, so that every image trains both decoders. With ``resume`` it goes on
+    from the last finished epoch and gives, on a CPU bit for bit, the weights of a run that was
+    not interrupted: every random number derives from the seed and the epoch.
 
     On an NVIDIA GPU it computes in bf16 (fp16 before Ampere), fp32 parts in TF32, and holds the
     images there if they fit; that path has not been run on a GPU yet.
@@ -103,7 +105,14 @@ def train(
     rows = splits(read_manifest(manifest), manifest)
     cohorts = load_splits(rows, manifest, workers, console)
     trainer = Trainer(
-        cohorts["train"], cohorts["val"], out, config or TrainConfig(), chosen, init, console
+        cohorts["train"],
+        cohorts["val"],
+        out,
+        config or TrainConfig(),
+        chosen,
+        init,
+        console,
+        teachers,
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -119,20 +128,32 @@ class Resident(NamedTuple):
     """A cohort as tensors, on the device where it fits there, else in host memory."""
 
     images: Tensor  # (N, 224, 224) float16
-    masks: Tensor  # (N, 2, 224, 224) uint8: lung, disease
+    masks: Tensor  # (N, 2, 224, 224) uint8: lung, disease; probability times 255
     unhealthy: Tensor  # (N,) int64; 0 where unknown, as its switch says
     findings: Tensor  # (N, 2) float32; 0 where unknown
     switches: Tensor  # (N, 4) float32
+    taught: Tensor  # (N, 2) bool: the mask is the teachers'
 
     @staticmethod
-    def of(cohort: Cohort, device: torch.device) -> Resident:
-        """200 kB an image; at most half of the GPU's free memory is taken."""
+    def of(cohort: Cohort, device: torch.device, teachers: Sequence[COMiTNet] = ()) -> Resident:
+        """200 kB an image; at most half of the GPU's free memory is taken.
+
+        With ``teachers``, a mask that an image lacks is the mean of theirs.
+        """
+        masks = np.stack([cohort.lung, cohort.disease], axis=1) * np.uint8(255)
+        switches = cohort.switches()
+        taught = np.zeros((len(cohort), 2), np.bool_)
+        if teachers:
+            taught = switches[:, :2] == 0
+            masks[taught] = teach(teachers, cohort.images, device)[taught]
+            switches[:, :2] = 1
         host = Resident(
             images=torch.from_numpy(cohort.images),
-            masks=torch.from_numpy(np.stack([cohort.lung, cohort.disease], axis=1)),
+            masks=torch.from_numpy(masks),
             unhealthy=torch.from_numpy(cohort.unhealthy).long().clamp(min=0),
             findings=torch.from_numpy(cohort.findings).float().clamp(min=0),
-            switches=torch.from_numpy(cohort.switches()),
+            switches=torch.from_numpy(switches),
+            taught=torch.from_numpy(taught),
         )
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -157,10 +178,13 @@ class Trainer:
         device: torch.device,
         init: Path | None,
         console: Console,
+        teachers: Sequence[Path] = (),
     ) -> None:
         self.train, self.val, self.out, self.config = train, val, out, config
         self.device, self.console = device, console
-        self.data = Resident.of(train, device)
+        self.teachers = [run.name for run in teachers]
+        networks = [on_device(load_run(run), device) for run in teachers]
+        self.data = Resident.of(train, device, networks)
         torch.manual_seed(config.seed)
         images = train.images.astype(np.float32)
         network = NetworkConfig(
@@ -244,7 +268,7 @@ class Trainer:
         batch = self.data.batch(chosen, self.device)
         images, masks = augment(
             batch.images.float()[:, None],
-            batch.masks.float(),
+            batch.masks.float() / 255,
             self.config.augmentation,
             generator,
         )
@@ -254,6 +278,7 @@ class Trainer:
             unhealthy=batch.unhealthy,
             findings=batch.findings,
             switches=batch.switches,
+            taught=batch.taught,
         )
         return images.contiguous(memory_format=torch.channels_last), targets
 
@@ -297,6 +322,7 @@ class Trainer:
             "training": asdict(self.config),
             "epoch": self.epoch + 1,
             "train_images": len(self.train),
+            "teachers": self.teachers,
             "val": figures,
         }
         write_description(self.out, description)
@@ -350,6 +376,17 @@ def predict(model: COMiTNet, images: NDArray[np.float16], device: torch.device) 
             scores.append(outputs.scores().cpu().numpy())
             masks.append((outputs.masks() * 255).round().to(torch.uint8).cpu().numpy())
     return Predictions(np.concatenate(scores), np.concatenate(masks))
+
+
+def teach(
+    teachers: Sequence[COMiTNet], images: NDArray[np.float16], device: torch.device
+) -> NDArray[np.uint8]:
+    """The teachers' mean masks, (N, 2, 224, 224) probability times 255, each also seen mirrored."""
+    total = np.zeros((len(images), 2, *images.shape[1:]), np.float32)
+    for teacher in teachers:
+        total += predict(teacher, images, device).masks
+        total += predict(teacher, images[..., ::-1].copy(), device).masks[..., ::-1]
+    return np.rint(total / (2 * len(teachers))).astype(np.uint8)
 
 
 def pick_device(name: str) -> torch.device:
