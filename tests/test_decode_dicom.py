@@ -776,3 +776,12 @@ def test_very_many_items_are_too_complex() -> None:
     start = head.index(b"\x08\x00\x16\x00UI")
     end = b"\xfe\xff\xdd\xe0\0\0\0\0"
     assert reason(head[:start] + sequence + end + head[start:]) is Fail.TOO_COMPLEX
+
+
+@pytest.mark.parametrize("vr", [b"LK", b"ZZ", b"UN", b"SQ", b"FD"])
+def test_a_type_that_is_none_or_another_is_read_around(vr: bytes) -> None:
+    """pydicom raises NotImplementedError, which names the value, when such an element is asked."""
+    data = make(PIXELS, SeriesDescription="Chest PA", ViewPosition=None)
+    assert reason(data.replace(b"\x08\x00\x3e\x10LO", b"\x08\x00\x3e\x10" + vr)) in (
+        None, Fail.TRUNCATED, Fail.NOT_DICOM
+    )  # fmt: skip

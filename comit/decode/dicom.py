@@ -110,6 +110,11 @@ def open_dicom(data: bytes, limits: Limits) -> DicomImage:
     Raises ItemError for a header that cannot be read, and where nothing is to be skipped, for
     pixels that are missing, do not fit the header, or cannot be decoded by what is installed.
     """
+    with quiet():  # pydicom converts values when they are asked for, and comments on them
+        return _open(data, limits)
+
+
+def _open(data: bytes, limits: Limits) -> DicomImage:
     header = read_header(data)
     fmt = read_format(header)
     # PS3.10 7.1: without file meta the syntax is the reader's guess; a stream shows its own.

@@ -13,7 +13,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -93,20 +93,18 @@ class Header:
     def value(self, tag: int) -> Any:
         """The value as pydicom understands it; None where it cannot."""
         source = self.meta if tag >> 16 == 2 else self.elements
-        try:
+        with suppress(Exception):  # whatever pydicom raises
             return source[tag].value if tag in source else None
-        except (KeyboardInterrupt, SystemExit, MemoryError):
-            raise
-        except Exception:
-            return None
+        return None
 
-    def _raw(self, tag: int) -> bytes | None:
-        """The bytes of an element that is still as read."""
+    def _raw(self, tag: int) -> RawDataElement | None:
+        """An element that is still as read."""
         if tag >> 16 == 2:
             return None
-        element: Any = self.elements.get_item(tag) if tag in self.elements else None
-        if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
-            return element.value
+        with suppress(Exception):  # whatever pydicom raises
+            element: Any = self.elements.get_item(tag) if tag in self.elements else None
+            if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+                return element
         return None
 
     def words(self, tag: int) -> tuple[str, ...]:
@@ -121,7 +119,7 @@ class Header:
             )
             text = "\\".join(str(v) for v in several)
         else:
-            text = raw.decode("latin-1")
+            text = (raw.value or b"").decode("latin-1")
         text = "".join(c if " " <= c <= "~" else " " for c in text).upper()
         return tuple(part.strip() for part in text.split("\\")) if text.strip() else ()
 
@@ -138,8 +136,7 @@ class Header:
     def numbers(self, tag: int) -> tuple[float, ...]:
         """The finite numbers of an element, text or binary; what is not one is left out."""
         raw = self._raw(tag)
-        element = self.elements.get_item(tag) if tag in self.elements else None
-        if raw is not None and getattr(element, "VR", None) in ("DS", "IS", "LO", "SH"):
+        if raw is not None and raw.VR in ("DS", "IS", "LO", "SH"):
             values: list[Any] = list(self.words(tag))
         else:
             value = self.value(tag)
@@ -169,8 +166,10 @@ class Header:
     def stored(self, tag: int, signed: bool) -> int | None:
         """A 16-bit element in the sense of the stored values: VR "US or SS" (PS3.6)."""
         raw = self._raw(tag)
-        if raw is not None and len(raw) >= 2:
-            return int.from_bytes(raw[:2], "big" if self.big_endian else "little", signed=signed)
+        if raw is not None and raw.value is not None and len(raw.value) >= 2:
+            return int.from_bytes(
+                raw.value[:2], "big" if self.big_endian else "little", signed=signed
+            )
         number = self.number(tag)
         if number is None or number != int(number):
             return None
