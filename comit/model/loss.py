@@ -50,9 +50,12 @@ def losses(outputs: Outputs, targets: Targets, config: LossConfig | None = None)
         weight = torch.where(targets.taught[:, 1], torch.ones_like(weight), weight)
     z1 = _pixels(outputs.lung, targets.lung, torch.ones_like(weight), config.mean)  # eq. 2
     z2 = _pixels(outputs.disease, targets.disease, weight, config.mean)  # eq. 3
-    z3 = F.cross_entropy(outputs.health.float(), targets.unhealthy, reduction="none")  # eq. 5
+    # What stands in for an unknown label may be anything, and a NaN times 0 is a gradient of NaN.
+    unhealthy = torch.where(targets.switches[:, 2] > 0, targets.unhealthy, 0)
+    findings = torch.where(targets.switches[:, 3:] > 0, targets.findings, 0)
+    z3 = F.cross_entropy(outputs.health.float(), unhealthy, reduction="none")  # eq. 5
     z4 = F.binary_cross_entropy_with_logits(
-        outputs.findings.float(), targets.findings, reduction="none"
+        outputs.findings.float(), findings, reduction="none"
     ).sum(dim=1)  # eq. 7
     per_image = torch.stack([z1, z2, z3, z4], dim=1)  # (N, 4)
     per_image = torch.where(targets.switches > 0, per_image, torch.zeros_like(per_image))

@@ -15,7 +15,7 @@ SegNet's unpooling: Badrinarayanan et al., arXiv 1511.00561. VGG16: arXiv 1409.1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,8 @@ from torch import Tensor, nn
 
 # Channels of the five VGG16 blocks; the number of entries is the number of convolutions (2.1).
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+Positions = Tensor | list[Tensor]  # of one pooling: max_pool2d's indices, or pool_positions
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,12 @@ def pool_positions(x: Tensor, pooled: Tensor) -> list[Tensor]:
     rule decides where much of the decoder's input goes.
     """
     positions: list[Tensor] = []
-    taken = torch.zeros_like(pooled, dtype=torch.bool)
+    taken: Tensor | None = None
     for row in (0, 1):
         for column in (0, 1):
-            here = (x[:, :, row::2, column::2] >= pooled) & ~taken
-            taken = taken | here
-            positions.append(here)
+            here = x[..., row::2, column::2] >= pooled
+            positions.append(here if taken is None else here & ~taken)
+            taken = here if taken is None else taken | here
     return positions
 
 
@@ -81,9 +83,9 @@ def unpool(x: Tensor, positions: list[Tensor]) -> Tensor:
     Bit-equal to ``max_unpool2d`` and made of comparisons, selections and a pixel shuffle, which
     every ONNX runtime has; MaxUnpool is missing from TensorRT.
     """
-    zero = torch.zeros_like(x)
+    zero = torch.zeros((), dtype=x.dtype, device=x.device)
     corners = torch.stack([torch.where(p, x, zero) for p in positions], dim=2)  # (N, C, 4, h, w)
-    return F.pixel_shuffle(corners.flatten(1, 2), 2)
+    return F.pixel_shuffle(corners.reshape(-1, 4 * x.shape[1], *x.shape[2:]), 2)
 
 
 def conv_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
@@ -108,11 +110,11 @@ class Decoder(nn.Module):
             stages.append(nn.Sequential(*layers))
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, x: Tensor, positions: list[Tensor] | list[list[Tensor]]) -> Tensor:
+    def forward(self, x: Tensor, positions: Sequence[Positions]) -> Tensor:
         """(N, C, H/32, W/32) and the encoder's remembered positions to (N, 2, H, W) logits."""
         for stage, where in zip(self.stages, reversed(positions), strict=True):
             x = stage(
-                F.max_unpool2d(x, where, 2) if isinstance(where, Tensor) else unpool(x, where)
+                F.max_unpool2d(x, where, [2, 2]) if isinstance(where, Tensor) else unpool(x, where)
             )
         return x
 
@@ -152,10 +154,10 @@ class COMiTNet(nn.Module):
         self.findings_branch = branch(channels[-1])
         self.portable_unpooling = False
 
-    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor] | list[list[Tensor]]]:
+    def encode(self, x: Tensor) -> tuple[Tensor, list[Positions]]:
         """(N, 1, H, W) in [0, 1] to (N, C, H/32, W/32) features and the pooling positions."""
         x = (x - self.config.mean) / self.config.std
-        positions = []
+        positions: list[Positions] = []
         for block in self.encoder:
             x = block(x)
             if self.portable_unpooling:
@@ -191,7 +193,10 @@ def load_vgg16(network: COMiTNet, path: Path) -> None:
     for an X-ray copied into three channels. Raises ValueError where the file does not fit.
     """
     weights = _state_dict(path)
-    convolutions = [(k, v) for k, v in weights.items() if k.startswith("features.") and v.ndim == 4]
+    convolutions = sorted(  # a safetensors file has its keys in the alphabet's order: 10 before 3
+        ((k, v) for k, v in weights.items() if k.startswith("features.") and v.ndim == 4),
+        key=lambda item: int(item[0].split(".")[1]),
+    )
     ours = [m for m in network.encoder.modules() if isinstance(m, nn.Conv2d)]
     norms = [m for m in network.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     if len(convolutions) != len(ours):

@@ -1,0 +1,111 @@
+"""The losses against the paper's equations, written out in NumPy."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from comit.model.loss import LossConfig, Targets, losses  # noqa: E402
+from comit.model.network import Outputs  # noqa: E402
+
+PAPER = LossConfig(mean=False, disease_weight=1.0)
+N, H, W = 3, 4, 5
+
+
+def sample(switches=1.0):
+    torch.manual_seed(0)
+    outputs = Outputs(
+        torch.randn(N, 2, H, W), torch.randn(N, 2, H, W), torch.randn(N, 2), torch.randn(N, 2)
+    )
+    for tensor in outputs:
+        tensor.requires_grad_()
+    targets = Targets(
+        lung=torch.randint(0, 2, (N, H, W)).float(),
+        disease=torch.randint(0, 2, (N, H, W)).float(),
+        unhealthy=torch.randint(0, 2, (N,)),
+        findings=torch.randint(0, 2, (N, 2)).float(),
+        switches=torch.full((N, 4), switches),
+    )
+    return outputs, targets
+
+
+def foreground(logits):
+    """Equations 1 and 4: softmax over two channels."""
+    e = np.exp(logits.detach().double().numpy())
+    return e[:, 1] / e.sum(axis=1)
+
+
+def cross_entropy(p, y):
+    return -(y * np.log(p) + (1 - y) * np.log(1 - p))
+
+
+def by_hand(outputs, targets):
+    """Per image, (N, 4): equations 2, 3, 5 and 7."""
+    t = [x.double().numpy() for x in targets[:4]]
+    sigmoid = 1 / (1 + np.exp(-outputs.findings.detach().double().numpy()))  # eq. 6
+    return np.stack(
+        [
+            cross_entropy(foreground(outputs.lung), t[0]).sum(axis=(1, 2)),
+            cross_entropy(foreground(outputs.disease), t[1]).sum(axis=(1, 2)),
+            cross_entropy(foreground(outputs.health), t[2]),
+            cross_entropy(sigmoid, t[3]).sum(axis=1),
+        ],
+        axis=1,
+    )
+
+
+def test_the_terms_are_the_papers_equations():
+    outputs, targets = sample()
+    expected = by_hand(outputs, targets).sum(axis=0)
+    assert np.allclose(losses(outputs, targets, PAPER).detach(), expected, rtol=1e-5)
+
+
+def test_equation_8_counts_only_images_whose_label_is_known():
+    outputs, targets = sample()
+    switches = torch.tensor([[1.0, 0, 1, 0], [0, 0, 1, 1], [1, 1, 1, 0]])
+    expected = (by_hand(outputs, targets) * switches.numpy()).sum(axis=0)
+    got = losses(outputs, targets._replace(switches=switches), PAPER)
+    assert np.allclose(got.detach(), expected, rtol=1e-5)
+
+
+def test_the_default_averages_over_pixels_and_over_labelled_images_and_weights_disease():
+    outputs, targets = sample()
+    switches = torch.tensor([[1.0, 1, 1, 1], [0, 1, 0, 1], [1, 0, 0, 1]])
+    expected = by_hand(outputs, targets)
+    weight = np.where(targets.disease.numpy() > 0, 4.0, 1.0)
+    pixels = cross_entropy(foreground(outputs.disease), targets.disease.double().numpy())
+    expected[:, 1] = (weight * pixels).sum(axis=(1, 2))
+    expected[:, :2] /= H * W
+    expected = (expected * switches.numpy()).sum(axis=0) / switches.numpy().sum(axis=0)
+    got = losses(outputs, targets._replace(switches=switches))
+    assert np.allclose(got.detach(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [PAPER, LossConfig()])
+@pytest.mark.parametrize("task", range(4))
+def test_a_task_switched_off_has_no_gradient(task, config):
+    outputs, targets = sample()
+    targets.switches[:, task] = 0
+    losses(outputs, targets, config).sum().backward()
+    reached = [bool(x.grad.abs().sum() > 0) for x in outputs]
+    assert reached == [i != task for i in range(4)]
+
+
+def test_filler_of_an_unknown_label_does_not_leak():
+    outputs, targets = sample()
+    targets.switches[0] = 0
+    expected = losses(outputs, targets)
+    for label in (targets.lung, targets.disease, targets.findings):
+        label[0] = float("nan")
+    targets.unhealthy[0] = -1
+    total = losses(outputs, targets)
+    total.sum().backward()
+    assert torch.equal(total, expected)
+    for tensor in outputs:
+        assert torch.equal(tensor.grad[0], torch.zeros_like(tensor.grad[0]))
+        assert tensor.grad[1:].abs().sum() > 0
+
+
+def test_no_labels_at_all_is_zero():
+    outputs, targets = sample(switches=0.0)
+    assert losses(outputs, targets).tolist() == [0, 0, 0, 0]
