@@ -79,10 +79,14 @@ def card_path(model: Path) -> Path:
     return shared if shared.exists() and not own.exists() else own
 
 
-def read_card(model: Path) -> Card:
-    """The card of ``model``, checked against the file's sha256; raises ModelError."""
+def open_model(model: Path) -> tuple[Card, bytes]:
+    """Card and content of a model file; the content is what the card's sha256 was checked on.
+
+    Engines load these bytes, not the path: the file that was checked is the file that runs.
+    Raises ModelError.
+    """
     try:
-        digest = sha256(model)
+        content = model.read_bytes()
     except OSError as error:
         raise ModelError(
             f"{model} cannot be read; give the path of an exported .onnx file"
@@ -91,12 +95,16 @@ def read_card(model: Path) -> Card:
     if not path.exists():
         raise ModelError(f"{model} has no card beside it ({path.name}); comit export writes both")
     card = Card.read(path)
-    if card.sha256 != digest:
+    if card.sha256 != sha256(content):
         raise ModelError(f"{model} is not the file that {path.name} describes: their sha256 differ")
-    return card
+    return card, content
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def read_card(model: Path) -> Card:
+    """The card of ``model``, checked against the file's sha256; raises ModelError."""
+    return open_model(model)[0]
+
+
+def sha256(content: bytes) -> str:
+    """Hex digest of a model file's content."""
+    return hashlib.sha256(content).hexdigest()

@@ -1,1 +1,144 @@
-"""Engines: one contract (:mod:`.base`), one module for each backend."""
+"""Engines: one contract (:mod:`.base`), one module for each backend.
+
+:func:`load_model` for a program, :func:`load_engine` for all the choices.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comit.errors import MissingExtra, ModelError, UsageError
+
+if TYPE_CHECKING:
+    from comit.engine.base import Engine
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A kind of engine and what it needs."""
+
+    module: str
+    engine: str  # the class in it
+    packages: tuple[str, ...]
+    extra: str
+
+
+BACKENDS = {
+    "openvino": Backend("comit.engine.openvino", "OpenVinoEngine", ("openvino",), "cpu"),
+    "onnxruntime": Backend(
+        "comit.engine.onnxruntime", "OnnxRuntimeEngine", ("onnxruntime",), "cpu"
+    ),
+    "torch": Backend("comit.engine.torch", "TorchEngine", ("torch", "onnx", "onnxscript"), "train"),
+}
+TENSORRT = "this version of comit has no TensorRT engine; choose onnxruntime or torch"
+FASTEST = {  # first is fastest, measured on the CPU (bench/results), published for GPUs
+    "cpu": ("openvino", "onnxruntime", "torch"),
+    "cuda": ("tensorrt", "onnxruntime", "torch"),
+}
+
+
+def available() -> list[tuple[str, str | None]]:
+    """(engine, why it cannot be had, or None) of every engine; imports none of them."""
+    return [("tensorrt", TENSORRT)] + [(name, _lacking(name)) for name in BACKENDS]
+
+
+def load_engine(
+    model: Path,
+    name: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int | None = None,
+    threads: int | None = None,
+) -> Engine:
+    """Loads a model file, checked against its card, on an engine.
+
+    ``name``: openvino, onnxruntime, torch, or auto, the fastest that is installed. ``device``:
+    cpu, cuda:N, or auto, the first GPU where there is one and an engine for it, else the CPU.
+    ``precision``: fp32, bf16, fp16, or auto, the engine's fastest that keeps the results.
+    ``batch_size`` and ``threads`` (cores to use): None is what measured best, and all.
+    Raises ModelError, MissingExtra, UsageError.
+    """
+    from comit.card import open_model
+
+    if name not in ("auto", "tensorrt", *BACKENDS):
+        raise UsageError(f"engine {name!r}: choose auto, {', '.join(BACKENDS)}")
+    if name == "tensorrt":
+        raise UsageError(TENSORRT)
+    if device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:\d+", device):
+        raise UsageError(f"device {device!r}: choose auto, cpu or cuda:0")
+    if batch_size is not None and batch_size < 1:
+        raise UsageError("the batch size must be at least 1")
+    _, content = open_model(model)
+    refused: list[UsageError] = []
+    for choice, where in _choices(name, device):
+        try:
+            engine = _load(choice, content, where, precision, batch_size, threads)
+        except ModelError:
+            raise
+        except UsageError as error:
+            refused.append(error)
+            continue
+        engine.notes = tuple(f"not used: {error}" for error in refused)
+        return engine
+    # The most telling refusal: of an engine that is here, else of the one to install.
+    raise next((e for e in reversed(refused) if not isinstance(e, MissingExtra)), refused[-1])
+
+
+def load_model(path: Path | str | None = None, engine: str = "auto", **options: Any) -> Engine:
+    """The bundled model, or the one at ``path``; ``options`` are :func:`load_engine`'s.
+
+    ``load_model().predict(images)`` takes (N, 1, 224, 224) float32 images as
+    :func:`comit.preprocess.preprocess` makes them.
+    """
+    from comit.card import BUNDLED
+
+    return load_engine(BUNDLED if path is None else Path(path), engine, **options)
+
+
+def gpu_present() -> bool:
+    """Whether an NVIDIA driver runs on this machine; loads no library."""
+    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
+
+
+def _choices(name: str, device: str) -> list[tuple[str, str]]:
+    """(engine, device) to try, fastest first."""
+    devices = [device]
+    if device == "auto":
+        devices = ["cuda:0", "cpu"] if gpu_present() else ["cpu"]
+    return [
+        (engine, "cuda:0" if where == "cuda" else where)
+        for where in devices
+        for engine in FASTEST["cpu" if where == "cpu" else "cuda"]
+        if name in ("auto", engine)
+    ] or [(name, device)]
+
+
+def _load(
+    name: str,
+    content: bytes,
+    device: str,
+    precision: str,
+    batch_size: int | None,
+    threads: int | None,
+) -> Engine:
+    if name == "tensorrt":
+        raise UsageError(TENSORRT)
+    backend = BACKENDS[name]
+    if _lacking(name):
+        raise MissingExtra(f"engine {name}", "gpu" if device != "cpu" else backend.extra)
+    engine = getattr(import_module(backend.module), backend.engine)
+    loaded: Engine = engine(content, device, precision, batch_size, threads)
+    return loaded
+
+
+def _lacking(name: str) -> str | None:
+    """What to install for an engine, or None."""
+    backend = BACKENDS[name]
+    if all(find_spec(package) for package in backend.packages):
+        return None
+    return str(MissingExtra(f"engine {name}", backend.extra))

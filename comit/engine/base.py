@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+IMAGE = (1, 224, 224)  # channels, rows, columns of one image
 
 
 class Inference(NamedTuple):
@@ -21,18 +24,45 @@ class Engine(ABC):
 
     ``infer`` may be called from ``lanes`` threads at once and releases the GIL while it computes.
     It pads to ``batch_size`` itself, so that a row's result does not depend on how many others
-    share its batch: same image, same bits.
+    share its batch: same image, same bits. What it returns is the caller's to keep.
     """
 
     name: str  # openvino, onnxruntime, torch, tensorrt
-    precision: str  # fp32, bf16, fp16
+    precision: str  # fp32, bf16, fp16: what it computes in
     device: str  # cpu, cuda:0
     batch_size: int  # images of a full batch
     lanes: int = 1  # threads that gain from calling infer at once
+    notes: Sequence[str] = ()  # why ``auto`` did not choose a faster engine, a line each
 
     @abstractmethod
     def infer(self, images: NDArray[np.float32]) -> Inference:
         """(N, 1, 224, 224) float32 in [0, 1], 1 <= N <= batch_size, to N scores and masks."""
 
+    def predict(self, images: NDArray[np.float32]) -> Inference:
+        """The same for any N, a batch after the other."""
+        batches = [
+            self.infer(images[i : i + self.batch_size])
+            for i in range(0, len(images), self.batch_size)
+        ]
+        if not batches:
+            return Inference(np.empty((0, 3), np.float32), np.empty((0, 2, 224, 224), np.uint8))
+        return Inference(
+            np.concatenate([b.scores for b in batches]), np.concatenate([b.masks for b in batches])
+        )
+
     def close(self) -> None:  # noqa: B027
         """Frees what the engine holds; the default holds nothing."""
+
+
+def padded(images: NDArray[Any], batch_size: int, dtype: Any = np.float32) -> NDArray[Any]:
+    """(N, 1, 224, 224) to a contiguous (batch_size, 1, 224, 224) of ``dtype``, zeros at the end.
+
+    Raises ValueError for another shape or for N outside [1, batch_size].
+    """
+    if images.shape[1:] != IMAGE or not 1 <= len(images) <= batch_size:
+        raise ValueError(f"expected (1 to {batch_size}, 1, 224, 224), got {images.shape}")
+    if len(images) == batch_size:
+        return np.ascontiguousarray(images, dtype)
+    batch = np.zeros((batch_size, *IMAGE), dtype)
+    batch[: len(images)] = images
+    return batch

@@ -1,0 +1,87 @@
+"""OpenVINO (2025.0 or later), the fastest engine on a CPU."""
+
+from __future__ import annotations
+
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comit.config import usable_cores
+from comit.engine import modelfile
+from comit.engine.base import IMAGE, Engine, Inference, padded
+from comit.errors import ModelError, UsageError
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoEngine(Engine):
+    """One compiled model and ``lanes`` infer requests, each with its share of the threads.
+
+    ``precision`` ``auto`` is bf16 where the CPU multiplies it in hardware (avx512_bf16, AMX),
+    else fp32. Trained weights differ in bf16 from fp32 by at most 0.025 in a score.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        model: bytes,
+        device: str = "cpu",
+        precision: str = "auto",
+        batch_size: int | None = None,
+        threads: int | None = None,
+        lanes: int | None = None,
+    ) -> None:
+        import openvino as ov
+
+        modelfile.check(model)
+        if device != "cpu":
+            raise UsageError(f"openvino runs on the CPU here, not on {device}")
+        core = ov.Core()
+        capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "auto":
+            precision = "bf16" if capable else "fp32"
+        if precision not in HINTS or (precision == "bf16" and not capable):
+            raise UsageError(
+                f"openvino on this CPU computes in {'fp32 or bf16' if capable else 'fp32'}, "
+                f"not {precision}"
+            )
+        cores = threads or usable_cores()
+        # One core a lane, batches of 4: 110 img/s where one lane of both cores gave 94 (width
+        # 0.25, bf16, two cores). More lanes than 4 were not measured; each holds activations.
+        self.lanes = lanes = lanes or min(cores, 4)
+        self.device, self.precision = device, precision
+        self.batch_size = batch_size or 4
+        properties: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "NUM_STREAMS": lanes,
+            "INFERENCE_NUM_THREADS": cores,
+            "PERFORMANCE_HINT": "THROUGHPUT" if lanes > 1 else "LATENCY",
+        }
+        try:
+            network = core.read_model(model=model, weights=b"")
+            network.reshape({"images": [self.batch_size, *IMAGE]})
+            compiled = core.compile_model(network, "CPU", properties)
+        except RuntimeError as error:
+            raise ModelError("openvino cannot load the model file") from error
+        self._dtype = compiled.input("images").element_type.to_dtype()
+        self._tensor = ov.Tensor
+        self._requests: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(lanes):
+            self._requests.put(compiled.create_infer_request())
+
+    def infer(self, images: NDArray[np.float32]) -> Inference:
+        """See :meth:`Engine.infer`. The request writes into the arrays that are returned."""
+        batch = padded(images, self.batch_size, self._dtype)
+        scores = np.empty((self.batch_size, 3), np.float32)
+        masks = np.empty((self.batch_size, 2, *IMAGE[1:]), np.uint8)
+        request = self._requests.get()
+        try:
+            for name, array in (("scores", scores), ("masks", masks)):
+                request.set_tensor(name, self._tensor(array, shared_memory=True))
+            request.infer({"images": batch}, share_inputs=True, share_outputs=True)
+        finally:
+            self._requests.put(request)
+        return Inference(scores[: len(images)], masks[: len(images)])
