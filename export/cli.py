@@ -1,0 +1,102 @@
+"""``comit export``: trained weights to files that engines run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from comit.card import Card
+    from comit.model.network import COMiTNet
+
+
+@click.group()
+def export() -> None:
+    """Turn a trained network into the files that engines run."""
+
+
+@export.command()
+@click.argument("run")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The .onnx file to write; its card is written beside it.",
+)
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder of X-rays to compare the file with PyTorch on; recommended.",
+)
+@click.option("--name", help="The model's name in its card and in results.")
+def onnx(run: str, out: Path, precision: str, images: Path | None, name: str | None) -> None:
+    """Write RUN as ONNX: a training run's folder, an .onnx file of comit's, or "bundled".
+
+    The file is compared with PyTorch first, scores and masks, and is not written where it differs.
+    """
+    from comit.errors import MissingExtra, UsageError
+
+    if out.suffix != ".onnx":
+        raise UsageError(f"{out} must end in .onnx")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent} is not a folder")
+    try:
+        from dataclasses import replace
+
+        from comit.export.parity import read_images
+        from comit.export.to_onnx import export_onnx
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"exporting ({error.name})", "train") from error
+
+    network, card = _load(run, precision)
+    if name is not None:
+        card = replace(card, name=name)
+    pixels = None if images is None else read_images(images)
+    written, parity = export_onnx(network, card, out, precision, pixels)
+    click.echo(f"{out}: {written.name}, {precision}; agrees with PyTorch {parity}")
+
+
+def _load(run: str, precision: str) -> tuple[COMiTNet, Card]:
+    from comit.card import BUNDLED, open_model
+    from comit.errors import UsageError
+    from comit.export.to_onnx import load_network
+    from comit.training.loop import load_run
+
+    path = BUNDLED if run == "bundled" else Path(run)
+    if path.is_dir():
+        return load_run(path), run_card(path)
+    card, content = open_model(path)
+    if card.precision == "fp16" and precision == "fp32":
+        raise UsageError(f"{path} is fp16: its weights are rounded; export fp32 from the run")
+    return load_network(content), card
+
+
+def run_card(run: Path) -> Card:
+    """What a training run's ``run.json`` says about its network; sha256 is filled in at export.
+
+    Raises UsageError.
+    """
+    import json
+
+    from comit.card import Card, OperatingPoint
+    from comit.errors import UsageError
+
+    try:
+        described = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        keys = ("epoch", "train_images")
+        return Card(
+            name=run.resolve().name,
+            sha256="",
+            **described["network"],
+            operating_points={
+                k: OperatingPoint(**v) for k, v in described.get("operating_points", {}).items()
+            },
+            training=described["training"] | {k: described[k] for k in keys},
+            metrics={s: described[s] for s in ("val", "test") if s in described},
+            baselines={s: described[f"{s}_baselines"] for s in ("val", "test") if s in described},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{run} is not a finished training run: run.json is damaged") from error

@@ -1,0 +1,51 @@
+"""The module that leaves PyTorch: what is around COMiT-Net in the exported file.
+
+    images (N, 1, 224, 224) in [0, 1] --network--> scores (N, 3) float32 in [0, 1]
+                                               --> masks (N, 2, 224, 224) uint8, probability * 255
+
+Mean and deviation are applied inside, so a file cannot be run with those of another model.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from comit.model.network import COMiTNet, Outputs
+
+
+class Graph(nn.Module):
+    """COMiT-Net to its published outputs, in ``dtype`` (float32 or float16).
+
+    In float16 all weights and layers are float16, for engines that take precision from the
+    file. Three places are float32: the average pooling, whose sum over 49 cells would overflow
+    where features average above 65,504 / 49 = 1,336; softmax and sigmoid; and the outputs.
+    """
+
+    def __init__(self, network: COMiTNet, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).to(dtype)
+        self.network.portable_unpooling = True
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 1, 224, 224) of ``dtype`` to (N, 3) float32 and (N, 2, 224, 224) uint8."""
+        net = self.network
+        features, positions = net.encode(images)
+        embedding = features.float().mean(dim=(2, 3)).to(features.dtype)
+        outputs = Outputs(
+            lung=net.lung_decoder(features, positions),
+            disease=net.disease_decoder(features, positions),
+            health=net.health_branch(embedding),
+            findings=net.findings_branch(embedding),
+        )
+        # The second of two softmax channels is the sigmoid of their difference (eq. 1 and 4).
+        unhealthy = outputs.health[:, 1:].float() - outputs.health[:, :1].float()
+        scores = torch.sigmoid(torch.cat([unhealthy, outputs.findings.float()], dim=1))
+        margins = torch.cat(
+            [x[:, 1:].float() - x[:, :1].float() for x in (outputs.lung, outputs.disease)], dim=1
+        )
+        masks = torch.round(torch.sigmoid(margins) * 255).to(torch.uint8)
+        return scores, masks

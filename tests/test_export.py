@@ -1,0 +1,281 @@
+"""From a network to a file and back, and what is not written."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+from safetensors.torch import save_file  # noqa: E402
+
+from comit.card import Card, open_model, read_card  # noqa: E402
+from comit.engine import modelfile  # noqa: E402
+from comit.engine.onnxruntime import OnnxRuntimeEngine  # noqa: E402
+from comit.errors import ModelError, ParityError, UsageError  # noqa: E402
+from comit.export import parity, to_onnx  # noqa: E402
+from comit.export.cli import export, run_card  # noqa: E402
+from comit.export.to_onnx import export_onnx, load_network, to_bytes  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def network(tiny_model):
+    return load_network(tiny_model)
+
+
+def altered(tiny_model, name, change):
+    """The tiny model's bytes with ``change`` added to one of its weights."""
+    model = onnx.load(tiny_model)
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            value = onnx.numpy_helper.to_array(tensor) + np.float32(change)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, name))
+    return model.SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def half(tiny_model, tmp_path_factory):
+    """The tiny model as fp16."""
+    path = tmp_path_factory.mktemp("half") / "half.onnx"
+    card, content = open_model(tiny_model)
+    export_onnx(load_network(content), card, path, "fp16")
+    return path
+
+
+def exported(*arguments):
+    """Runs ``comit export onnx`` in this process; what it raises comes through."""
+    result = CliRunner().invoke(export, ["onnx", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_the_file_says_what_it_is(tiny_model):
+    model = onnx.load(tiny_model)
+    assert {p.key: p.value for p in model.metadata_props} == {
+        "name": "tiny",
+        "width": "0.125",
+        "mean": "0.45",
+        "std": "0.3",
+        "preprocessing": "1",
+        "precision": "fp32",
+    }
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
+    assert [i.name for i in model.graph.input] == ["images"]
+    assert [o.name for o in model.graph.output] == ["scores", "masks"]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+def test_the_file_tells_nothing_of_the_machine_that_wrote_it(tiny_model):
+    content = tiny_model.read_bytes()
+    assert b".py" not in content
+    assert b"stack_trace" not in content
+
+
+def test_weights_keep_their_names_and_values(tiny_model, network):
+    held = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(tiny_model).graph.initializer}
+    for name, tensor in network.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert np.array_equal(held[name], tensor.numpy()), name
+
+
+def test_batch_norm_is_kept_and_the_graph_is_plain(tiny_model):
+    kinds = [n.op_type for n in onnx.load(tiny_model).graph.node]
+    assert kinds.count("BatchNormalization") == 37  # 39 convolutions, 2 of them last layers
+    assert kinds.count("Slice") == 20 + 6  # corners of 5 poolings; 2 logits of 3 softmaxes
+    assert "MaxUnpool" not in kinds
+    assert {n.domain for n in onnx.load(tiny_model).graph.node} == {""}
+
+
+@pytest.mark.slow
+def test_the_same_weights_give_the_same_bytes(tiny_model, network):
+    assert to_bytes(network, "fp32", "tiny") == tiny_model.read_bytes()
+
+
+def test_fp16_is_fp16_throughout_but_for_what_needs_more(half):
+    model = onnx.load(half)
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    weights = [i for i in model.graph.initializer if "." in i.name]
+    assert {i.data_type for i in weights} == {onnx.TensorProto.FLOAT16}
+    casts = [n.input[0] for n in model.graph.node if n.op_type == "Cast"]
+    kinds = {o: n.op_type for n in model.graph.node for o in n.output}
+    assert sorted(kinds[name] for name in casts) == [
+        "Gemm",  # findings
+        "MaxPool",  # features, to be averaged
+        "ReduceMean",  # the embedding, back to float16
+        "Round",  # masks
+        *["Slice"] * 6,  # logits of the softmaxes
+    ]
+    assert half.stat().st_size < 1_600_000
+
+
+def test_fp16_average_pooling_does_not_overflow(network):
+    # 49 cells of 4,000 sum to 196,000, above float16's 65,504.
+    graph = to_onnx.Graph(network, torch.float16)
+    features = torch.full((1, 64, 7, 7), 4000.0, dtype=torch.float16)
+    graph.network.encode = lambda images: (features, graph_positions)
+    with torch.inference_mode():
+        graph_positions = type(graph.network).encode(
+            graph.network, torch.zeros(1, 1, 224, 224, dtype=torch.float16)
+        )[1]
+        seen = []
+        graph.network.health_branch.register_forward_pre_hook(lambda m, x: seen.append(x[0]))
+        graph(torch.zeros(1, 1, 224, 224, dtype=torch.float16))
+    assert seen[0].dtype == torch.float16
+    assert torch.equal(seen[0], torch.full((1, 64), 4000.0, dtype=torch.float16))
+
+
+@pytest.mark.slow
+def test_fp16_again_from_fp16_is_the_same_file_and_fp32_is_refused(half, tmp_path):
+    exported(half, "--out", tmp_path / "again.onnx", "--precision", "fp16")
+    assert (tmp_path / "again.onnx").read_bytes() == half.read_bytes()
+    with pytest.raises(UsageError, match="rounded"):
+        exported(half, "--out", tmp_path / "up.onnx", "--precision", "fp32")
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_with_its_card(network, tmp_path):
+    run = tmp_path / "night"
+    run.mkdir()
+    save_file(network.state_dict(), run / "weights.safetensors")
+    point = {"unhealthy": 0.4, "covid": 0.3, "negatives": {"unhealthy": 7, "covid": 9}}
+    described = {
+        "network": asdict(network.config),
+        "training": {"epochs": 2},
+        "epoch": 2,
+        "train_images": 16,
+        "val": {"lung_iou": 0.5},
+        "val_baselines": {"lung_iou": 0.4},
+    }
+    (run / "run.json").write_text(json.dumps(described))
+    said = exported(run, "--out", tmp_path / "m.onnx", "--name", "other")
+    assert "synthetic phantoms (no X-rays were given)" in said
+    card = read_card(tmp_path / "m.onnx")
+    assert (card.name, card.precision, card.width) == ("other", "fp32", 0.125)
+    assert card.training == {"epochs": 2, "epoch": 2, "train_images": 16}
+    assert card.metrics == {"val": {"lung_iou": 0.5}}
+    assert card.operating_points == {}
+    assert run_card(run).name == "night"
+    (run / "run.json").write_text(json.dumps(described | {"operating_points": {"90": point}}))
+    assert asdict(run_card(run).operating_points["90"]) == point
+
+
+def test_a_card_is_carried_over_from_an_onnx_file(tiny_model, half):
+    before, after = read_card(tiny_model), read_card(half)
+    assert after.operating_points == before.operating_points
+    assert after.sha256 != before.sha256
+    assert after.precision == "fp16"
+
+
+def test_a_file_that_computes_something_else_is_not_written(
+    tiny_model, network, tmp_path, monkeypatch
+):
+    tampered = altered(tiny_model, "health_branch.4.bias", [0, 0.01])
+    monkeypatch.setattr(to_onnx, "to_bytes", lambda *a: tampered)
+    card = Card("x", "", 0.125, 0.45, 0.3)
+    with pytest.raises(ParityError, match="differs from PyTorch"):
+        export_onnx(network, card, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("weight", "change"),
+    [
+        ("disease_decoder.stages.4.1.bias", [0, 1]),  # masks differ, scores do not
+        ("findings_branch.4.bias", [0, 1e-3]),  # scores differ, masks do not
+        ("findings_branch.4.bias", [0, np.nan]),
+    ],
+)
+def test_scores_and_masks_are_each_enough_to_refuse(tiny_model, network, weight, change):
+    with pytest.raises(ParityError):
+        parity.check(altered(tiny_model, weight, change), network, "fp32")
+
+
+def external(content, where):
+    """A model whose ``where`` (initializer or attribute) lies in another file."""
+    model = onnx.load_model_from_string(content)
+    if where == "initializer":
+        tensor = next(i for i in model.graph.initializer if i.name == "encoder.0.0.0.weight")
+    else:
+        node = model.graph.node.add(op_type="Constant", output=["stolen"])
+        node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR)
+        tensor = node.attribute[0].t
+        tensor.data_type, tensor.dims[:] = 1, [1]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="secret.bin")
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("where", ["initializer", "attribute"])
+def test_weights_in_another_file_are_refused_before_it_is_opened(tiny_model, tmp_path, where):
+    hostile = tmp_path / "hostile.onnx"
+    hostile.write_bytes(external(tiny_model.read_bytes(), where))
+    os.mkfifo(tmp_path / "secret.bin")  # opening it to read would wait for ever
+    with pytest.raises(ModelError, match="another file"):
+        load_network(hostile)
+
+
+def test_other_hiding_places_are_refused(tiny_model):
+    content = tiny_model.read_bytes()
+    nested = onnx.load_model_from_string(content)
+    attribute = nested.graph.node[0].attribute.add(name="body", type=onnx.AttributeProto.GRAPH)
+    attribute.g.name = "inner"
+    function = onnx.load_model_from_string(content)
+    function.functions.add(name="f")
+    sparse = onnx.load_model_from_string(content)
+    sparse.graph.sparse_initializer.add(dims=[1])
+    for model in (nested, function, sparse):
+        with pytest.raises(ModelError, match="not ours"):
+            modelfile.check(model.SerializeToString())
+
+
+def test_noise_is_refused(tiny_model):
+    content = tiny_model.read_bytes()
+    for damaged in (b"", b"PK\x03\x04 not a model", content[: len(content) // 2], content * 2):
+        with pytest.raises(ModelError):
+            modelfile.check(damaged)
+            load_network(damaged)
+
+
+def test_a_foreign_onnx_file_is_not_a_network():
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    value = [onnx.helper.make_tensor_value_info(n, 1, [1]) for n in "xy"]
+    graph = onnx.helper.make_graph([node], "g", value[:1], value[1:])
+    with pytest.raises(ModelError, match="does not hold a COMiT-Net"):
+        load_network(onnx.helper.make_model(graph).SerializeToString())
+
+
+def test_wrong_arguments_are_told_before_anything_is_loaded(tmp_path):
+    with pytest.raises(UsageError, match=r"end in \.onnx"):
+        exported("bundled", "--out", tmp_path / "m.pt")
+    with pytest.raises(UsageError, match="not a folder"):
+        exported("bundled", "--out", tmp_path / "no" / "m.onnx")
+    with pytest.raises(ModelError, match="cannot be read"):
+        exported(tmp_path / "absent.onnx", "--out", tmp_path / "m.onnx")
+
+
+def test_the_command_loads_only_click():
+    code = (
+        "import sys, comit.export.cli; "
+        "print([m for m in ('torch', 'onnx', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.real
+def test_parity_holds_on_real_x_rays(tiny_model, half, network, shared):
+    images = parity.read_images(shared / "cxr" / "images")
+    assert images.shape == (16, 1, 224, 224)
+    for path, precision in ((tiny_model, "fp32"), (half, "fp16")):
+        found = parity.check(path.read_bytes(), network, precision, images)
+        assert str(found).startswith("on 16 X-rays: scores within ")
+
+
+def test_onnxruntime_runs_the_fp16_file_in_fp16(half):
+    assert OnnxRuntimeEngine(half.read_bytes()).precision == "fp16"
