@@ -49,3 +49,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.onnx"
     export_onnx(network, card, path)
     return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of nine grey pictures that can be screened: PNG of 8 and 16 bits, and JPEG."""
+    import cv2
+    import numpy as np
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(9):
+        noise = rng.integers(0, 256, (260 + 20 * i, 300), np.uint8)
+        blurred = cv2.GaussianBlur(noise, (0, 0), 3 + 4 * i).astype(np.float32)
+        spread = (blurred - blurred.min()) / np.ptp(blurred)
+        depth, suffix = [(255, ".png"), (65535, ".png"), (255, ".jpg")][i % 3]
+        kind = np.uint16 if depth > 255 else np.uint8
+        cv2.imwrite(str(folder / f"{i}{suffix}"), (spread * depth).astype(kind))
+    return folder
