@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from torch import nn
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch import nn
 
 from comit import preprocess_version
 from comit.card import Card, card_path, sha256
