@@ -48,17 +48,17 @@ def measure(source: Path, rows: list[int], arguments: list[str]) -> list[Memory]
 
 def _run(arguments: list[str]) -> tuple[float, int]:
     started = time.perf_counter()
-    run = subprocess.Popen(
+    peak = 0
+    with subprocess.Popen(
         [sys.executable, "-m", "comit", "screen", *arguments, "--quiet"],
         stderr=subprocess.PIPE,
         text=True,
-    )
-    peak = 0
-    while run.poll() is None:
-        peak = max(peak, sum(map(_resident, _family(run.pid))))
-        time.sleep(EVERY)
-    if run.returncode not in (0, 3):
-        raise ComitError(run.communicate()[1].strip())
+    ) as run:
+        while run.poll() is None:
+            peak = max(peak, sum(map(_resident, _family(run.pid))))
+            time.sleep(EVERY)
+        if run.returncode not in (0, 3):
+            raise ComitError(run.communicate()[1].strip())
     return time.perf_counter() - started, peak
 
 
