@@ -134,7 +134,7 @@ def present(grid: Grid, presentation: Presentation) -> Preprocessed:
         if outside.all():
             raise ItemError(Fail.BLANK)
     values = _modality(grid, presentation)
-    if not np.isfinite(values[~outside]).all():
+    if not np.isfinite(values[~outside] if padded else values).all():
         raise ItemError(Fail.NONFINITE)
     voi = "none"
     stretched = None
@@ -157,6 +157,8 @@ def present(grid: Grid, presentation: Presentation) -> Preprocessed:
 def _modality(grid: Grid, p: Presentation) -> Grid:
     if p.modality_lut is not None:
         return _look_up(grid, p.modality_lut)
+    if (p.slope, p.intercept) == (1, 0):
+        return grid
     with np.errstate(over="ignore"):
         return grid * np.float32(p.slope) + np.float32(p.intercept)
 
@@ -184,12 +186,15 @@ def _look_up(values: Grid, lut: Lut) -> Grid:
 
 def _stretch(values: Grid, outside: NDArray[np.bool_] | None) -> Grid | None:
     """Spreads all but the clipped ends over [0, 1]; None where that is a single value."""
-    inside = np.sort(values if outside is None else values[~outside], axis=None)
+    inside = values.ravel() if outside is None else values[~outside]
     k = CLIPPED * inside.size // values.size
-    low, high = inside[k], inside[-1 - k]
+    parted = np.partition(inside, k)
+    low, high = parted[k], np.partition(parted[k:], -1 - k)[-1 - k]
     if not high > low:  # a few bright cells on nothing: use the whole range, if there is one
-        low, high = inside[0], inside[-1]
+        low, high = inside.min(), inside.max()
     # A spread within float32 rounding of the values (2^-20) is a constant image.
     if not high - low > max(abs(float(low)), abs(float(high))) * 2**-20:
         return None
-    return np.asarray(np.clip((values - low) / (high - low), 0, 1), dtype=np.float32)
+    spread = values - low
+    spread /= high - low
+    return np.asarray(np.clip(spread, 0, 1, out=spread), dtype=np.float32)
