@@ -173,16 +173,18 @@ class Batch:
 class Lanes:
     """Threads that run the engine and turn its answers into rows.
 
-    At most two batches a lane are in flight, in buffers that are used again, so a fast decoder
-    waits instead of filling memory. An error of a lane is raised by the next call.
+    There is a thread more than the engine has lanes: while one makes rows, all lanes compute. At
+    most two batches a lane are in flight, in buffers that are used again, so a fast decoder waits
+    instead of filling memory. An error of a thread is raised by the next call.
     """
 
     def __init__(
         self, engine: Engine, sink: Sink, point: OperatingPoint | None, masks: Masks
     ) -> None:
         self._engine, self._sink, self._point, self._masks = engine, sink, point, masks
-        self._threads = ThreadPoolExecutor(engine.lanes, "lane")
-        self._buffers = buffers(2 * engine.lanes + 1, engine.batch_size)
+        self._threads = ThreadPoolExecutor(engine.lanes + 1, "lane")
+        self._lanes = threading.Semaphore(engine.lanes)
+        self._buffers = buffers(2 * engine.lanes + 2, engine.batch_size)
         self._running: list[Future[None]] = []
         self._mutex = threading.Lock()
         self._batch = Batch(self._buffers.get(), [])
@@ -232,9 +234,10 @@ class Lanes:
         from comit.postprocess import scored_rows
 
         try:
-            started = time.perf_counter()
-            inference = self._engine.infer(batch.images[: len(batch.decoded)])
-            inferred = time.perf_counter()
+            with self._lanes:
+                started = time.perf_counter()
+                inference = self._engine.infer(batch.images[: len(batch.decoded)])
+                inferred = time.perf_counter()
             rows = scored_rows(batch.decoded, inference, self._point, self._masks)
             made = time.perf_counter()
             self._commit([(d.item, r) for d, r in zip(batch.decoded, rows, strict=True)])
