@@ -102,6 +102,8 @@ def screen(
 
     source, out = Path(source), Path(out)
     options, console, stop = options or Options(), console or Console(), stop or threading.Event()
+    if source.exists() and out.exists() and source.samefile(out):
+        raise UsageError(f"{out} is the input; give the results another name")
     card = read_card(options.model)
     point = operating_point(card.operating_points, options)
     workers = options.workers or min(usable_cores(), 32)

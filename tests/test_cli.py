@@ -99,6 +99,10 @@ def test_wrong_use_is_one_line_exit_2_and_nothing_overwritten(tmp_path, tiny_mod
         2,
         "cannot be written",
     )
+    manifest = tmp_path / "same.csv"
+    manifest.write_text("path\na.png\n")
+    one_line(comit("screen", manifest, "--out", manifest, "--model", tiny_model), 2, "is the input")
+    assert manifest.read_text() == "path\na.png\n"
     assert out.read_text() == "kept"
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 

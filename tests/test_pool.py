@@ -44,7 +44,7 @@ def test_a_problem_is_a_reason_and_not_an_exception(pictures, tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "note.txt").write_text("not a picture")
     (tmp_path / "cut.png").write_bytes(Path(os.fsdecode(pictures[0])).read_bytes()[:2000])
-    files = ["empty.png", "note.txt", "cut.png", "missing.png"]
+    files = ["empty.png", "note.txt", "cut.png", "missing.png", "zero\0byte.png"]
     with pool() as decoders:
         reasons = {
             files[d.item]: d.reason
@@ -55,6 +55,7 @@ def test_a_problem_is_a_reason_and_not_an_exception(pictures, tmp_path):
         "note.txt": "unsupported_format",
         "cut.png": "truncated",
         "missing.png": "vanished",
+        "zero\0byte.png": "read_error",
     }
 
 

@@ -162,7 +162,7 @@ def read_file(file: bytes, limit: int) -> bytes:
                 raise ItemError(Fail.TOO_LARGE)
             data = stream.read(before.st_size + 1)  # one more shows a file that grows
             after = os.fstat(fd)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         if isinstance(error, FileNotFoundError):
             raise ItemError(Fail.VANISHED) from None
         if isinstance(error, PermissionError):
