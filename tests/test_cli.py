@@ -155,6 +155,24 @@ def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
     assert pq.read_table(out)["row_id"].to_pylist() == [str(i) for i in range(1500)]
 
 
+def test_closed_standard_streams_do_no_harm(tmp_path, tiny_model, pictures):
+    out = tmp_path / "r.parquet"
+    command = [
+        sys.executable,
+        "-m",
+        "comit",
+        "screen",
+        pictures,
+        "--out",
+        out,
+        "--model",
+        tiny_model,
+    ]
+    closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *map(str, command)]
+    assert subprocess.run(closing, cwd=ROOT).returncode == 0
+    assert pq.read_table(out)["status"].to_pylist() == ["ok"] * 9
+
+
 def test_names_with_control_characters_are_shown_and_not_obeyed(tmp_path):
     result = comit("screen", tmp_path / "a\x1b[31mred", "--out", tmp_path / "r.parquet")
     assert "\x1b" not in result.stderr and "\\x1b" in result.stderr
