@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -59,23 +60,22 @@ def merge(
     run_id, began = run
     tally, writer = Tally(), None
     with durable.create(to) as file:
-        for table in gathered(iter(parts())):
-            if doubtful:
-                table = _warned(table, doubtful)
-            tally.add(table)
-            n = table.num_rows
-            columns = {name: table[name] for name in table.column_names}
-            columns |= {name: pa.nulls(n, pa.string()) for name in UIDS if secret}
-            columns["run_id"] = pa.repeat(run_id, n)
-            columns["screened_at"] = pa.repeat(pa.scalar(began, pa.timestamp("us", "UTC")), n)
-            if writer is None:
-                final = final_schema(table.schema).with_metadata(metadata)
-                writer = pq.ParquetWriter(file, final, compression="zstd")
-            writer.write_table(
-                pa.table([columns[f.name] for f in final], schema=final), row_group_size=ROW_GROUP
-            )
-        if writer is not None:
-            writer.close()
+        with ExitStack() as closing:
+            for table in gathered(iter(parts())):
+                if doubtful:
+                    table = _warned(table, doubtful)
+                tally.add(table)
+                n = table.num_rows
+                columns = {name: table[name] for name in table.column_names}
+                columns |= {name: pa.nulls(n, pa.string()) for name in UIDS if secret}
+                columns["run_id"] = pa.repeat(run_id, n)
+                columns["screened_at"] = pa.repeat(pa.scalar(began, pa.timestamp("us", "UTC")), n)
+                if writer is None:
+                    final = final_schema(table.schema).with_metadata(metadata)
+                    writer = pq.ParquetWriter(file, final, compression="zstd")
+                    closing.enter_context(writer)
+                named = pa.table([columns[f.name] for f in final], schema=final)
+                writer.write_table(named, row_group_size=ROW_GROUP)
         durable.finish(file)
     return tally
 

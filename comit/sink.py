@@ -58,7 +58,6 @@ class Sink:
         self._mutex = Lock()
         self._pending: dict[int, dict[int, Row]] = {}  # shard -> index -> row
         self.unchanged = 0  # items left out because earlier rows of theirs stand
-        self._paths: BinaryIO  # the files of the items, a Parquet file
         self.done = 0  # rows that earlier, interrupted runs published
         try:
             with self._stopping():
@@ -120,12 +119,13 @@ class Sink:
             self._clear()
         with self._stopping():
             if fresh or private:
-                self._enumerate(enumerate_to, fresh, private)
-            else:
-                self._paths = (self.staging / "paths.parquet").open("r+b")
+                paths = self._enumerate(enumerate_to, fresh, private)
+            if not private:
+                paths = (self.staging / "paths.parquet").open("rb")
+        self._closing.enter_context(paths)
         self._worklist = pq.ParquetFile(self.staging / "worklist.parquet")
-        self._files = pq.ParquetFile(self._paths)
-        for opened in (self._paths, self._worklist, self._files):
+        self._files = pq.ParquetFile(paths)
+        for opened in (self._worklist, self._files):
             self._closing.enter_context(opened)
         self.items = int(self._worklist.metadata.num_rows)
         self._shards = self._worklist.num_row_groups
@@ -231,15 +231,18 @@ class Sink:
 
     # -- the list -----------------------------------------------------------------------------
 
-    def _enumerate(self, enumerate_to: Enumerate, fresh: bool, private: bool) -> None:
-        """Enumerates, and takes what is to be done (fresh) or what was frozen."""
+    def _enumerate(self, enumerate_to: Enumerate, fresh: bool, private: bool) -> BinaryIO:
+        """Enumerates, and takes what is to be done (fresh) or what was frozen.
+
+        Returns the items' files: open if they are private, else closed.
+        """
         import pyarrow.parquet as pq
 
         listed, worklist = self.staging / "listed.parquet", self.staging / "worklist.parquet"
-        with self._place("listed-paths.parquet", private) as paths:
-            with durable.create(listed) as rows:
-                enumerate_to(rows, paths)
-            self._paths = self._place("paths.parquet", private)
+        with self._place("listed-paths.parquet", private) as paths, ExitStack() as closing:
+            with durable.create(listed) as items:
+                enumerate_to(items, paths)
+            chosen = closing.enter_context(self._place("paths.parquet", private))
             if fresh:
                 wanted = self._wanted(listed)
                 if wanted is None:
@@ -247,11 +250,16 @@ class Sink:
                 else:
                     with durable.create(worklist) as file:
                         _take(pq.ParquetFile(listed), wanted, file)
-                _take(pq.ParquetFile(paths), wanted, self._paths)
+                _take(pq.ParquetFile(paths), wanted, chosen)
             else:
-                self._realign(pq.read_table(listed, columns=["row_id"]), pq.read_table(paths))
+                rows = self._realigned(pq.read_table(listed, columns=["row_id"]))
+                files = pq.read_table(paths).take(rows)
+                pq.write_table(files, chosen, row_group_size=SHARD)
+            if private:
+                closing.pop_all()
         for name in ("listed.parquet", "listed-paths.parquet"):
             (self.staging / name).unlink(missing_ok=True)
+        return chosen
 
     def _place(self, name: str, private: bool) -> BinaryIO:
         return nameless() if private else durable.create(self.staging / name)
@@ -282,14 +290,13 @@ class Sink:
         self.unchanged = now.num_rows - pc.sum(wanted).as_py()
         return wanted.combine_chunks()
 
-    def _realign(self, listed: pa.Table, paths: pa.Table) -> None:
-        """The files of the frozen list; null for an item that is not there any more."""
+    def _realigned(self, listed: pa.Table) -> pa.ChunkedArray:
+        """Where each item of the frozen list is listed; null for one that is not any more."""
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         frozen = pq.read_table(self.staging / "worklist.parquet", columns=["row_id"])
-        at = pc.index_in(frozen["row_id"], listed["row_id"].combine_chunks())
-        pq.write_table(paths.take(at), self._paths, row_group_size=SHARD)
+        return pc.index_in(frozen["row_id"], listed["row_id"].combine_chunks())
 
     def _clear(self) -> None:
         """Removes all of an earlier run, the frozen settings first."""
