@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from comit.lanes import Lanes
     from comit.pool import Pool
-    from comit.screen import Lanes
     from comit.sink import Sink
 
 EVERY = 15.0  # seconds

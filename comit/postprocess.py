@@ -22,12 +22,12 @@ def scored_rows(
 ) -> list[Row]:
     """Rows of a batch: ``decoded[i]`` is image i of ``inference``.
 
-    ``masks`` is all, flagged or none: which rows get masks and fractions. Without an operating
+    ``masks`` is all, flagged or none: which rows get masks and fractions; the others' are not
+    looked at. Without an operating
     point flags are null. An image with a score that is not finite gets a failed row.
     """
-    foreground = inference.masks >= FOREGROUND  # (N, 2, 224, 224)
     rows = []
-    for done, scores, mask in zip(decoded, inference.scores.tolist(), foreground, strict=True):
+    for done, scores, mask in zip(decoded, inference.scores.tolist(), inference.masks, strict=True):
         if not np.isfinite(scores).all():
             rows.append(unscored_row(done._replace(reason=str(Fail.MODEL_NONFINITE))))
             continue
@@ -40,7 +40,7 @@ def scored_rows(
                 flag_unhealthy=unhealthy >= point.unhealthy, flag_covid=covid >= point.covid
             )
         if masks == "all" or (masks == "flagged" and (row.flag_unhealthy or row.flag_covid)):
-            row = _with_masks(row, mask)
+            row = _with_masks(row, mask >= FOREGROUND)
         rows.append(row)
     return rows
 

@@ -4,7 +4,7 @@ source --> decode + preprocess --> engine --> postprocess --> sink
 items      processes, ahead        lanes      rows            parts, then one file
 
 Pool        decodes into shared memory, in bounded bytes      comit.pool
-Lanes       threads that keep the engine busy                 here
+Lanes       threads that keep the engine busy                 comit.lanes
 Sink        freezes the work list, commits rows, merges       comit.sink
 """
 
@@ -14,15 +14,11 @@ import json
 import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from comit import __version__, preprocess_version
 from comit.card import BUNDLED, OperatingPoint, read_card
@@ -30,19 +26,15 @@ from comit.config import usable_cores
 from comit.console import Console
 from comit.errors import Stopped, UsageError
 from comit.identifiers import Identifiers, Mode, read_key
-from comit.results import SCHEMA_VERSION, UIDS, Row
+from comit.results import SCHEMA_VERSION, UIDS
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from comit.decode import ViewPolicy
     from comit.decode.worker import Done
     from comit.engine.base import Engine
+    from comit.lanes import Lanes, Masks
     from comit.merge import Tally
     from comit.sink import Sink
-
-Masks = Literal["all", "flagged", "none"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +103,7 @@ def screen(
     """
     from comit.decode import Limits
     from comit.engine import load_engine
+    from comit.lanes import Lanes
     from comit.metrics import Metrics
     from comit.pool import Pool
     from comit.sink import Sink
@@ -193,114 +186,6 @@ def unproblematic(sink: Sink, lanes: Lanes, stop: threading.Event) -> Iterator[t
             lanes.add(Done(index, str(item.problem)), None)
         else:
             yield index, item.file
-
-
-@dataclass
-class Batch:
-    """Decoded images on their way to the engine."""
-
-    images: NDArray[np.float32]  # (batch size, 1, 224, 224)
-    decoded: list[Done]
-
-
-class Lanes:
-    """Threads that run the engine and turn its answers into rows.
-
-    There is a thread more than the engine has lanes: while one makes rows, all lanes compute. At
-    most two batches a lane are in flight, in buffers that are used again, so a fast decoder waits
-    instead of filling memory. An error of a thread is raised by the next call.
-    """
-
-    def __init__(
-        self, engine: Engine, sink: Sink, point: OperatingPoint | None, masks: Masks
-    ) -> None:
-        self._engine, self._sink, self._point, self._masks = engine, sink, point, masks
-        self._threads = ThreadPoolExecutor(engine.lanes + 1, "lane")
-        self._lanes = threading.Semaphore(engine.lanes)
-        self._buffers = buffers(2 * engine.lanes + 2, engine.batch_size)
-        self._running: list[Future[None]] = []
-        self._mutex = threading.Lock()
-        self._batch = Batch(self._buffers.get(), [])
-        self.on_rows: Callable[[int], None] = lambda rows: None
-        self.status: Counter[str] = Counter()  # of the rows so far
-        self.screened = 0
-        self.seconds = {"engine": 0.0, "postprocess": 0.0, "write": 0.0}
-
-    def __enter__(self) -> Lanes:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._threads.shutdown(wait=True, cancel_futures=True)
-
-    def add(self, done: Done, pixels: NDArray[np.float32] | None) -> None:
-        """Takes one decoded item: its pixels (copied), or its reason."""
-        from comit.postprocess import unscored_row
-
-        if pixels is None:
-            self._commit([(done.item, unscored_row(done))])
-            return
-        batch = self._batch
-        batch.images[len(batch.decoded), 0] = pixels
-        batch.decoded.append(done)
-        if len(batch.decoded) == self._engine.batch_size:
-            self._submit()
-
-    def flush(self) -> None:
-        """Runs what is left and waits for all; raises what went wrong."""
-        if self._batch.decoded:
-            self._submit()
-        for future in self._running:
-            future.result()
-
-    def _submit(self) -> None:
-        for future in [f for f in self._running if f.done()]:
-            future.result()
-            self._running.remove(future)
-        self._running.append(self._threads.submit(self._run, self._batch))
-        self._batch = Batch(self._buffers.get(), [])
-
-    def _run(self, batch: Batch) -> None:
-        from comit.postprocess import scored_rows
-
-        try:
-            with self._lanes:
-                started = time.perf_counter()
-                inference = self._engine.infer(batch.images[: len(batch.decoded)])
-                inferred = time.perf_counter()
-            rows = scored_rows(batch.decoded, inference, self._point, self._masks)
-            made = time.perf_counter()
-            self._commit([(d.item, r) for d, r in zip(batch.decoded, rows, strict=True)])
-            with self._mutex:
-                self.screened += len(rows)
-                self.seconds["engine"] += inferred - started
-                self.seconds["postprocess"] += made - inferred
-                self.seconds["write"] += time.perf_counter() - made
-        finally:
-            self._buffers.put(batch.images)
-
-    def _commit(self, rows: list[tuple[int, Row]]) -> None:
-        for index, row in rows:
-            self._sink.add(index, row)
-        with self._mutex:
-            self.status.update(row.status for _, row in rows)
-            self.on_rows(len(rows))
-
-
-def buffers(count: int, batch_size: int) -> SimpleQueue[NDArray[np.float32]]:
-    """``count`` arrays for batches, (batch_size, 1, 224, 224) float32."""
-    import numpy as np
-
-    from comit.preprocess import SIZE
-
-    free: SimpleQueue[NDArray[np.float32]] = SimpleQueue()
-    for _ in range(count):
-        free.put(np.empty((batch_size, 1, SIZE, SIZE), np.float32))
-    return free
 
 
 def operating_point(points: dict[str, OperatingPoint], options: Options) -> OperatingPoint | None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from comit.engine.base import Engine, Inference, padded
 from comit.errors import UsageError
@@ -27,6 +26,7 @@ class TorchEngine(Engine):
     """
 
     name = "torch"
+    two_stage = True
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class TorchEngine(Engine):
         self.device, self.precision = device, precision
         self.batch_size = batch_size or (32 if gpu else 4)
         network = fold_batch_norm(load_network(model))
-        self._network: nn.Module = network.requires_grad_(False)
+        self._network = network.requires_grad_(False)
         self._network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._precision: Any = (
             torch.autocast(torch.device(device).type, DTYPES[precision], cache_enabled=False)
@@ -57,11 +57,20 @@ class TorchEngine(Engine):
             else nullcontext()
         )
 
+    def scores(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See :meth:`Engine.scores`."""
+        with torch.inference_mode(), self._precision:
+            scores = self._network.score(self._batch(images))
+        return np.asarray(scores.cpu().numpy()[: len(images)])
+
+    def _batch(self, images: NDArray[np.float32]) -> torch.Tensor:
+        batch = torch.from_numpy(padded(images, self.batch_size)).to(self.device)
+        return batch.contiguous(memory_format=torch.channels_last)
+
     def infer(self, images: NDArray[np.float32]) -> Inference:
         """See :meth:`Engine.infer`."""
-        batch = torch.from_numpy(padded(images, self.batch_size)).to(self.device)
         with torch.inference_mode(), self._precision:
-            outputs = self._network(batch.contiguous(memory_format=torch.channels_last))
+            outputs = self._network(self._batch(images))
         with torch.inference_mode():
             scores = outputs.scores().cpu().numpy()
             masks = (outputs.masks() * 255).round().to(torch.uint8).cpu().numpy()
