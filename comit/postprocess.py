@@ -81,17 +81,10 @@ def _with_masks(row: Row, masks: NDArray[np.bool_]) -> Row:
 def encode(masks: NDArray[np.bool_]) -> list[dict[str, Any]]:
     """(N, H, W) masks to COCO's compressed RLE, ``{"size": [H, W], "counts": str}`` each.
 
-    ``pycocotools.mask.decode`` reads them as they are.
+    ``comit.results.decode_mask`` and ``pycocotools.mask.decode`` read them as they are.
     """
     from pycocotools import mask
 
     column_major = np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)
     encoded = mask.encode(column_major)
     return [{"size": list(e["size"]), "counts": e["counts"].decode("ascii")} for e in encoded]
-
-
-def decode(rle: dict[str, Any]) -> NDArray[np.bool_]:
-    """The (H, W) mask of a COCO RLE."""
-    from pycocotools import mask
-
-    return np.asarray(mask.decode(rle), dtype=np.bool_)

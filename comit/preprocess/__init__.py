@@ -126,6 +126,38 @@ def coverage(n: int) -> NDArray[np.float32]:
 
 def present(grid: Grid, presentation: Presentation) -> Preprocessed:
     """Averaged stored values, NaN for padding, to pixels in [0, 1]. Steps 2 to 5."""
+    values, tones = _tones(grid, presentation)
+    return Preprocessed(_shown(values, tones, presentation), tones.voi, tones.warnings)
+
+
+def picture(samples: NDArray[Any], presentation: Presentation) -> NDArray[np.float32]:
+    """(H, W) stored values to (H, W) float32 in [0, 1]: what was screened, at its full size.
+
+    Window and stretch are those that :func:`preprocess` finds on the grid. Raises ItemError as
+    it does.
+    """
+    _, tones = _tones(area_average(samples, presentation.padding), presentation)
+    values = samples.astype(np.float32)
+    if presentation.padding is not None:
+        low, high = presentation.padding
+        values[(samples >= low) & (samples <= high)] = np.nan
+    values = _modality(values, presentation)
+    if tones.voi != "none" and presentation.voi is not None:
+        values = _voi(values, presentation.voi)
+    return _shown(values, tones, presentation)
+
+
+class _Tones(NamedTuple):
+    """What steps 3 and 4 chose: values from ``low`` to ``high`` are spread over [0, 1]."""
+
+    voi: str  # window, lut or none
+    low: np.float32
+    high: np.float32
+    warnings: tuple[Caution, ...]
+
+
+def _tones(grid: Grid, presentation: Presentation) -> tuple[Grid, _Tones]:
+    """The grid after step 3, NaN for padding, and the tones it is to be shown in."""
     warnings: list[Caution] = []
     outside = np.isnan(grid)
     padded = bool(outside.any())
@@ -136,22 +168,28 @@ def present(grid: Grid, presentation: Presentation) -> Preprocessed:
     values = _modality(grid, presentation)
     if not np.isfinite(values[~outside]).all():
         raise ItemError(Fail.NONFINITE)
-    voi = "none"
-    stretched = None
     if presentation.voi is not None:
-        stretched = _stretch(_voi(values, presentation.voi), outside if padded else None)
-        if stretched is None:  # the window shows one shade
-            warnings.append(Caution.WINDOW_UNUSABLE)
-        else:
+        windowed = _voi(values, presentation.voi)
+        ends = _ends(windowed, outside if padded else None)
+        if ends is not None:
             voi = "lut" if isinstance(presentation.voi, Lut) else "window"
-    if stretched is None:
-        stretched = _stretch(values, outside if padded else None)
-    if stretched is None:
+            return windowed, _Tones(voi, *ends, tuple(warnings))
+        warnings.append(Caution.WINDOW_UNUSABLE)  # the window shows one shade
+    ends = _ends(values, outside if padded else None)
+    if ends is None:
         raise ItemError(Fail.BLANK)
-    pixels = 1 - stretched if presentation.inverted else stretched
-    if padded:
-        pixels[outside] = 0  # padding is shown as background
-    return Preprocessed(pixels, voi, tuple(warnings))
+    return values, _Tones("none", *ends, tuple(warnings))
+
+
+def _shown(
+    values: NDArray[np.float32], tones: _Tones, presentation: Presentation
+) -> NDArray[np.float32]:
+    """Steps 4 and 5 on values after step 3; NaN, padding, is shown as background."""
+    pixels = np.clip((values - tones.low) / (tones.high - tones.low), 0, 1).astype(np.float32)
+    if presentation.inverted:
+        pixels = 1 - pixels
+    pixels[np.isnan(pixels)] = 0
+    return pixels
 
 
 def _modality(grid: Grid, p: Presentation) -> Grid:
@@ -182,8 +220,10 @@ def _look_up(values: Grid, lut: Lut) -> Grid:
     return np.asarray(found, dtype=np.float32)
 
 
-def _stretch(values: Grid, outside: NDArray[np.bool_] | None) -> Grid | None:
-    """Spreads all but the clipped ends over [0, 1]; None where that is a single value."""
+def _ends(
+    values: Grid, outside: NDArray[np.bool_] | None
+) -> tuple[np.float32, np.float32] | None:
+    """The values that step 4 spreads to 0 and to 1; None where that is a single value."""
     inside = np.sort(values if outside is None else values[~outside], axis=None)
     k = CLIPPED * inside.size // values.size
     low, high = inside[k], inside[-1 - k]
@@ -192,4 +232,4 @@ def _stretch(values: Grid, outside: NDArray[np.bool_] | None) -> Grid | None:
     # A spread within float32 rounding of the values (2^-20) is a constant image.
     if not high - low > max(abs(float(low)), abs(float(high))) * 2**-20:
         return None
-    return np.asarray(np.clip((values - low) / (high - low), 0, 1), dtype=np.float32)
+    return low, high
