@@ -14,6 +14,7 @@ from comit import __version__
 from comit.bench.cli import bench
 from comit.errors import ComitError
 from comit.export.cli import export
+from comit.look.cli import COMMANDS
 from comit.training.cli import train
 
 
@@ -198,5 +199,5 @@ def info(model: Path | None, as_json: bool) -> None:
     click.echo(information(model, as_json))
 
 
-for command in (train, export, bench):
+for command in (train, export, bench, *COMMANDS):
     main.add_command(command)

@@ -1,0 +1,9 @@
+"""Faces of a results file, for people and for a PACS.
+
+picture    the X-ray of a row, shown in the tones it was screened in, and its masks over it
+overlay    PNG pictures with contours or fills
+report     one self-contained page
+worklist   CSV in triage order
+dicom      segmentation, measurement report and secondary capture
+compare    two results files of the same inputs
+"""

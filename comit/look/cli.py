@@ -1,0 +1,132 @@
+"""``comit report``, ``overlay``, ``worklist``, ``dicom`` and ``compare``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from comit.look.overlay import Made
+
+PATH = click.Path(path_type=Path)
+RESULTS = click.argument("results", type=PATH)
+IMAGES = click.option(
+    "--images", type=PATH, required=True, help="The screened folder, or the manifest's."
+)
+OUT = click.option("--out", "-o", type=PATH, required=True)
+BY = click.option(
+    "--by",
+    type=click.Choice(["score_unhealthy", "score_covid", "score_other", "disease_fraction"]),
+    default="score_unhealthy",
+    show_default=True,
+    help="What to sort by, highest first.",
+)
+COLUMN = click.option("--column", "extra", multiple=True, help="Also this column of the manifest.")
+
+
+@click.command()
+@RESULTS
+@IMAGES
+@OUT
+@BY
+@COLUMN
+@click.option(
+    "--top", type=click.IntRange(0), default=200, show_default=True, help="Rows with a picture."
+)
+@click.option("--run", type=PATH, help="What comit screen --report wrote, for the throughput.")
+def report(results: Path, images: Path, out: Path, **given: Any) -> None:
+    """Write RESULTS as one HTML page that needs no network.
+
+    It holds paths and UIDs as RESULTS does, and X-rays: keep it where they may be kept.
+    """
+    from comit.look.report import write_report
+
+    made = write_report(results, images, out, **given)
+    _close(made, f"the report {out} has {len(made.files):,} pictures", quiet=True)
+
+
+@click.command()
+@RESULTS
+@IMAGES
+@OUT
+@click.option(
+    "--style", type=click.Choice(["contour", "fill"]), default="contour", show_default=True
+)
+@click.option("--flagged", is_flag=True, help="Only rows with a flag.")
+def overlay(results: Path, images: Path, out: Path, style: str, flagged: bool) -> None:
+    """Write PNG pictures of RESULTS into the folder OUT: lungs blue, disease orange."""
+    from comit.look.overlay import overlay as run
+
+    made = run(results, images, out, fill=style == "fill", flagged=flagged)
+    _close(made, f"{len(made.files):,} pictures in {out}")
+
+
+@click.command()
+@RESULTS
+@OUT
+@BY
+@COLUMN
+def worklist(results: Path, out: Path, by: str, extra: tuple[str, ...]) -> None:
+    """Write RESULTS as CSV in the order in which to read them; failed rows come last."""
+    from comit.look.worklist import worklist as run
+
+    rows = run(results, out, by, extra)
+    _say(f"{rows:,} rows in {out}, by {by}. Research use only")
+
+
+@click.command()
+@RESULTS
+@IMAGES
+@OUT
+@click.option("--to", "kind", type=click.Choice(["seg", "sr", "sc"]), required=True)
+def dicom(results: Path, images: Path, out: Path, kind: Any) -> None:
+    """Write DICOM objects for the DICOM radiographs of RESULTS into the folder OUT.
+
+    \b
+      seg  segmentation of lungs and disease
+      sr   measurement report (TID 1500): scores, flags, disease fraction
+      sc   secondary capture with burned-in contours
+
+    Needs: pip install 'comit[dicom]'
+    """
+    from comit.look.dicom import export
+
+    made = export(results, images, out, kind)
+    _close(made, f"{len(made.files):,} {kind.upper()} objects in {out}")
+
+
+@click.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def compare(a: Path, b: Path, as_json: bool) -> None:
+    """Say how the results B differ from A: scores, flags, masks."""
+    import json
+
+    from comit.look.compare import as_dict, lines
+    from comit.look.compare import compare as run
+
+    found = run(a, b)
+    click.echo(json.dumps(as_dict(found), indent=1) if as_json else "\n".join(lines(found)))
+
+
+def _say(text: str) -> None:
+    from comit.console import Console
+
+    Console().line(text)
+
+
+def _close(made: Made, text: str, quiet: bool = False) -> None:
+    """Sums up what was made; exit code 3 where pictures were not found or not readable."""
+    _say(f"{text}; {made.without:,} rows have none to show" if not quiet else text)
+    for row_id, reason in made.problems[:10]:
+        _say(f"  {row_id}: {reason}")
+    if made.problems:
+        _say(f"{len(made.problems):,} rows could not be made; is --images the screened folder?")
+        sys.exit(3)
+
+
+COMMANDS = (report, overlay, worklist, dicom, compare)

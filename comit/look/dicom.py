@@ -1,0 +1,408 @@
+"""Results as DICOM objects that reference the radiograph they come from.
+
+seg  Segmentation (PS3.3 A.51): lungs and disease at Rows x Columns of the radiograph
+sr   Enhanced SR of TID 1500 (PS3.16): scores, flags, disease fraction, which algorithm
+sc   Secondary Capture (PS3.3 A.8): contours and "RESEARCH USE ONLY" burned in
+
+Patient and study are the radiograph's. A value of it that its VR does not allow (a malformed birth
+date or age) is dropped rather than copied, and geometry that it lacks stays absent.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import warnings
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from comit import __version__
+from comit.decode import Limits
+from comit.decode.dicom import is_dicom
+from comit.decode.worker import read_file
+from comit.errors import ItemError, MissingExtra
+from comit.look.overlay import Made, make_folder, write
+from comit.look.picture import RESEARCH, Masks, Pictures, draw, file_stem, masks, show, to_picture
+from comit.reasons import Fail
+from comit.results import provenance, read
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+Kind = Literal["seg", "sr", "sc"]
+SERIES = {"seg": 9701, "sr": 9702, "sc": 9703}  # SeriesNumber; far from a scanner's own
+SCHEME = "99COMIT"  # of codes that no standard has: what this network's outputs mean
+
+
+def export(
+    results: Path,
+    images: Path,
+    out: Path,
+    kind: Kind,
+    on_row: Callable[[int], None] = lambda rows: None,
+) -> Made:
+    """Writes one object for every ok row of ``results`` whose file is DICOM.
+
+    SEG and SC need masks. Raises UsageError, MissingExtra where highdicom is not installed; the
+    trouble of one radiograph is noted and the others are made.
+    """
+    try:
+        import highdicom  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("writing DICOM", "dicom") from error
+    pictures = Pictures(images)
+    table = read(results)
+    said = provenance(table)
+    make_folder(out)
+    made = Made()
+    for batch in table.to_batches(max_chunksize=256):
+        for row in batch.to_pylist():
+            on_row(1)
+            if row["status"] != "ok" or (kind != "sr" and row["lung_rle"] is None):
+                made.without += 1
+                continue
+            try:
+                data = read_file(pictures.file(row), Limits().file_bytes)
+                if not is_dicom(data):
+                    made.without += 1
+                    continue
+                made_of = make(kind, data, row, said)
+            except ItemError as error:
+                made.problems.append((row["row_id"], str(error.reason)))
+                continue
+            to = out / f"{file_stem(row)}.{kind}.dcm"
+            write(to, made_of)
+            made.files.append(to)
+    return made
+
+
+def make(kind: Kind, data: bytes, row: dict[str, Any], said: dict[str, Any]) -> bytes:
+    """The bytes of one object of ``kind`` for the radiograph in ``data``.
+
+    ``said`` is the results' provenance. Raises ItemError: ``changed`` where the radiograph is not
+    the row's, ``corrupt`` where its header does not identify it.
+    """
+    grey = show(data, row)
+    with warnings.catch_warnings():  # pydicom's quote header values, which name patients
+        warnings.simplefilter("ignore")
+        try:
+            source = reference(data)
+            found = masks(row)
+            if kind == "sr":
+                made = _report(source, row, said)
+            elif found is None:
+                raise ItemError(Fail.VANISHED)
+            elif kind == "seg":
+                made = _segmentation(source, found, said)
+            else:
+                made = _capture(source, grey, found, row, said)
+            buffer = BytesIO()
+            made.save_as(buffer)
+        except ItemError:
+            raise
+        except Exception as error:  # its text may hold header values
+            raise ItemError(Fail.CORRUPT) from error
+    return buffer.getvalue()
+
+
+# -- the radiograph -----------------------------------------------------------------------------
+
+IDENTIFIED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+# What a derived object inherits: PS3.3 C.7.1.1 Patient, C.7.2.1 General Study, C.7.2.2 Patient
+# Study. Sequences and free text beyond these stay behind.
+INHERITED = (
+    "SpecificCharacterSet",
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientBirthTime",
+    "PatientSex",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "StudyDescription",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+TYPE_2 = (  # present, and empty where unknown
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+PICTURED = ("Rows", "Columns", "Modality", "PatientOrientation")
+
+
+def reference(data: bytes) -> Dataset:
+    """Header of a radiograph: what derived objects need, valid values only; raises ItemError."""
+    from pydicom import dcmread
+    from pydicom.dataset import Dataset
+
+    raw = dcmread(BytesIO(data), force=True, stop_before_pixels=True)
+    kept = Dataset()
+    for keyword in (*IDENTIFIED, *INHERITED, *PICTURED):
+        if keyword in raw and valid(raw, keyword):
+            kept[keyword] = raw[keyword]
+    if any(not kept.get(keyword) for keyword in IDENTIFIED):
+        raise ItemError(Fail.CORRUPT)
+    for keyword in TYPE_2:
+        if keyword not in kept:
+            setattr(kept, keyword, None)
+    kept.file_meta = raw.file_meta
+    return kept
+
+
+def valid(ds: Dataset, keyword: str) -> bool:
+    """Whether an element holds what PS3.5 6.2 allows its VR, and a date or sex that there is."""
+    from pydicom.config import RAISE
+    from pydicom.datadict import dictionary_VM, dictionary_VR
+    from pydicom.valuerep import validate_value
+
+    try:
+        element = ds[keyword]
+        if element.VR != dictionary_VR(element.tag):
+            return False
+        values = element.value if element.VM > 1 else [element.value]
+        if element.VM > 1 and dictionary_VM(element.tag) == "1":
+            return False
+        for value in values:
+            if value is None or value == "":
+                continue
+            if element.VR not in ("US", "SQ"):
+                validate_value(element.VR, str(value), RAISE)
+            if element.VR == "DA":
+                datetime.datetime.strptime(str(value), "%Y%m%d")  # noqa: DTZ007
+            if element.VR == "DS" and not float(value) > 0:  # of a size or weight
+                return False
+            if element.VR == "UI" and not re.fullmatch(r"[0-9]+(\.[0-9]+)+", str(value)):
+                return False
+            if keyword == "PatientSex" and value not in ("M", "F", "O"):
+                return False
+            if keyword == "PatientOrientation" and not re.fullmatch("[ALRPHF]{1,3}", str(value)):
+                return False
+    except Exception:  # pydicom raises many kinds for values it cannot parse
+        return False
+    return True
+
+
+# -- the objects --------------------------------------------------------------------------------
+
+
+def _segmentation(source: Dataset, found: Masks, said: dict[str, Any]) -> Dataset:
+    from highdicom import AlgorithmIdentificationSequence, UID
+    from highdicom.seg import SegmentDescription, Segmentation
+    from pydicom.sr.codedict import codes
+
+    algorithm = AlgorithmIdentificationSequence(
+        name=_model(said),
+        family=codes.DCM.ArtificialIntelligence,
+        version=_text(said.get("model_sha256"), 64),
+        source="comit",
+    )
+    segments = [
+        SegmentDescription(
+            segment_number=number,
+            segment_label=label,
+            segmented_property_category=category,
+            segmented_property_type=kind,
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=algorithm,
+            tracking_uid=UID(),
+            tracking_id=f"comit {label.lower()}",
+            anatomic_regions=regions,
+        )
+        for number, label, category, kind, regions in (
+            (1, "Lungs", codes.SCT.AnatomicalStructure, codes.SCT.Lung, None),
+            (
+                2,
+                "Disease",
+                codes.SCT.MorphologicallyAbnormalStructure,
+                codes.SCT.Lesion,
+                [codes.SCT.Lung],
+            ),
+        )
+    ]
+    large = [to_picture(m, source.Rows, source.Columns) for m in found]
+    made = Segmentation(
+        source_images=[source],
+        pixel_array=np.stack(large, axis=-1)[None].astype(np.uint8),  # (1, Rows, Columns, 2)
+        segmentation_type="BINARY",
+        segment_descriptions=segments,
+        omit_empty_frames=False,  # an empty mask says that nothing was found
+        content_label="COMIT",
+        content_description="Research use only, not for diagnosis",
+        content_creator_name="comit",
+        series_description="comit masks, RESEARCH USE ONLY",
+        **_instance("seg", said),
+    )
+    made.SegmentsOverlap = "YES"
+    return made
+
+
+def _report(source: Dataset, row: dict[str, Any], said: dict[str, Any]) -> Dataset:
+    from highdicom import UID, sr
+    from pydicom.sr.codedict import codes
+
+    algorithm = sr.AlgorithmIdentification(
+        name=_model(said),
+        version=f"comit {__version__}",
+        family=codes.DCM.ArtificialIntelligence,
+        manufacturer="comit",
+        parameters=[f"{k}: {said[k]}" for k in ("model_sha256", "preprocessing") if k in said],
+    )
+
+    def own(value: str, meaning: str) -> sr.CodedConcept:
+        return sr.CodedConcept(value, SCHEME, meaning)
+
+    measured = [
+        sr.Measurement(name=own(name, meaning), value=float(row[name]), unit=codes.UCUM.NoUnits)
+        for name, meaning in (
+            ("score_unhealthy", "Network score, any disease, 0 to 1"),
+            ("score_covid", "Network score, COVID-19, 0 to 1"),
+            ("score_other", "Network score, other disease, 0 to 1"),
+            ("disease_fraction", "Disease area / lung area in the image"),
+        )
+        if row[name] is not None
+    ]
+    answers = {True: codes.SCT.Yes, False: codes.SCT.No}
+    flags = [
+        sr.QualitativeEvaluation(name=own(name, meaning), value=answers[row[name]])
+        for name, meaning in (
+            ("flag_unhealthy", "Any disease: at or above threshold"),
+            ("flag_covid", "COVID-19: at or above threshold"),
+        )
+        if row[name] is not None
+    ]
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=_uid("device", said), name="comit", manufacturer_name="comit", model_name=_model(said)
+    )
+    content = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(
+            observer_device_context=sr.ObserverContext(codes.DCM.Device, device)
+        ),
+        procedure_reported=sr.CodedConcept("399208008", "SCT", "Plain chest X-ray"),
+        imaging_measurements=[
+            sr.MeasurementsAndQualitativeEvaluations(
+                tracking_identifier=sr.TrackingIdentifier(UID(), "comit, RESEARCH USE ONLY"),
+                finding_sites=[sr.FindingSite(codes.SCT.Lung)],
+                algorithm_id=algorithm,
+                measurements=measured,
+                qualitative_evaluations=flags,
+                source_images=[
+                    sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)
+                ],
+            )
+        ],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    common = _instance("sr", said)
+    equipment = {
+        k: common.pop(k)
+        for k in ("manufacturer_model_name", "software_versions", "device_serial_number")
+    }
+    made = sr.EnhancedSR(
+        evidence=[source],
+        content=content[0],
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        series_description="comit scores, RESEARCH USE ONLY",
+        **common,
+    )
+    made.ManufacturerModelName = equipment["manufacturer_model_name"]
+    made.SoftwareVersions = equipment["software_versions"]
+    made.DeviceSerialNumber = equipment["device_serial_number"]
+    return made
+
+
+def _capture(
+    source: Dataset, grey: Any, found: Masks, row: dict[str, Any], said: dict[str, Any]
+) -> Dataset:
+    from highdicom.sc import SCImage
+
+    label = f"{RESEARCH}\ncomit {__version__} {_model(said)}: unhealthy {row['score_unhealthy']:.2f}"
+    common = _instance("sc", said)
+    own = {
+        k: common.pop(k)
+        for k in ("manufacturer_model_name", "software_versions", "device_serial_number")
+    }
+    orientation = source.get("PatientOrientation") or None
+    known = orientation is not None and len(orientation) == 2
+    made = SCImage.from_ref_dataset(
+        source,
+        pixel_array=draw(grey, found, label=label),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=tuple(orientation) if known else ("L", "F"),
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        series_description="comit contours, RESEARCH USE ONLY",
+        **common,
+    )
+    if not known:
+        made.PatientOrientation = None  # highdicom asks for one; type 2C: empty where unknown
+    made.BurnedInAnnotation = "YES"
+    made.ConversionType = "WSD"  # made on a workstation
+    made.ImageType = ["DERIVED", "SECONDARY"]
+    made.DerivationDescription = "Outlines of lungs and disease by a network; research use only"
+    made.SecondaryCaptureDeviceManufacturer = "comit"
+    made.SecondaryCaptureDeviceManufacturerModelName = own["manufacturer_model_name"]
+    made.SecondaryCaptureDeviceSoftwareVersions = own["software_versions"]
+    made.SourceImageSequence = [_referenced(source)]
+    return made
+
+
+def _referenced(source: Dataset) -> Dataset:
+    """An item of SourceImageSequence (PS3.3 C.7.6.1)."""
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.SOPClassUID
+    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    return item
+
+
+def _instance(kind: Kind, said: dict[str, Any]) -> dict[str, Any]:
+    """What every object says of itself and of what made it; its UIDs are new each time."""
+    from highdicom import UID
+
+    return {
+        "series_instance_uid": UID(),
+        "series_number": SERIES[kind],
+        "sop_instance_uid": UID(),
+        "instance_number": 1,
+        "manufacturer": "comit",
+        "manufacturer_model_name": _model(said),
+        "software_versions": (f"comit {__version__}",),
+        "device_serial_number": _text(said.get("model_sha256"), 64),
+    }
+
+
+def _model(said: dict[str, Any]) -> str:
+    return _text(said.get("model"), 64)
+
+
+def _text(value: str | None, length: int) -> str:
+    """A value that an LO can hold, never empty."""
+    return re.sub(r"[^ -\[\]-~]", "", value or "")[:length].strip() or "unknown"
+
+
+def _uid(what: str, said: dict[str, Any]) -> str:
+    """The same UID for the same model: it names the device, not the object."""
+    from pydicom.uid import generate_uid
+
+    return str(generate_uid(entropy_srcs=[f"comit {what}", said.get("model_sha256", "")]))
+
