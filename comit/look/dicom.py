@@ -244,11 +244,11 @@ def _segmentation(source: Dataset, found: Masks, said: dict[str, Any]) -> Datase
         omit_empty_frames=False,  # an empty mask says that nothing was found
         content_label="COMIT",
         content_description="Research use only, not for diagnosis",
-        content_creator_name="comit",
         series_description="comit masks, RESEARCH USE ONLY",
         **_instance("seg", said),
     )
     made.SegmentsOverlap = "YES"
+    made.PatientOrientation = source.get("PatientOrientation")  # type 2C: empty where unknown
     return made
 
 
@@ -354,6 +354,7 @@ def _capture(
     )
     if not known:
         made.PatientOrientation = None  # highdicom asks for one; type 2C: empty where unknown
+    made.Laterality = None  # type 2C; the chest has none
     made.BurnedInAnnotation = "YES"
     made.ConversionType = "WSD"  # made on a workstation
     made.ImageType = ["DERIVED", "SECONDARY"]
