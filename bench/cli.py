@@ -100,6 +100,28 @@ def throughput(
     show(found, columns, to)
 
 
+@bench.command()
+@click.argument("source", metavar="FOLDER", type=PATH)
+@engine_options
+@click.option("--rows", type=click.IntRange(1), multiple=True, help="[default: 1000, 20000]")
+def memory(
+    source: Path,
+    model: Path | None,
+    engine: str,
+    device: str,
+    precision: str,
+    to: Path | None,
+    rows: tuple[int, ...],
+) -> None:
+    """Screen manifests of growing length over the files of FOLDER; peak memory of each."""
+    from comit.bench.memory import measure
+
+    arguments = ["--engine", engine, "--device", device, "--precision", precision]
+    arguments += ["--model", str(model)] if model else []
+    found = measure(source, list(rows or (1000, 20000)), arguments)
+    show(found, ("rows", "seconds", "peak_bytes", "ratio"), to)
+
+
 def show(found: Sequence[Any], columns: Sequence[str], to: Path | None) -> None:
     """Prints a table of dataclasses; with ``to`` also writes them and the machine as JSON."""
     import json

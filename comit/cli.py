@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -23,11 +24,24 @@ class Comit(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command; the library raises, the command line exits."""
+        hold_standard_streams()
         try:
             return super().invoke(ctx)
         except ComitError as error:
             click.echo(f"comit: {printable(str(error))}", err=True)
             ctx.exit(error.exit_code)
+
+
+def hold_standard_streams() -> None:
+    """Opens /dev/null for each of stdin, stdout and stderr that the caller closed.
+
+    Else the next file opened would get its number, and a child process close it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def printable(text: str) -> str:

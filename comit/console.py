@@ -18,9 +18,10 @@ class Console:
     """Progress and messages; ``quiet`` silences all but errors."""
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self.stream, self.quiet = stream or sys.stderr, quiet
+        self.stream: TextIO | None = stream or sys.stderr  # None where the caller closed it
+        self.quiet = quiet or self.stream is None
         self._rich = None
-        if self.stream.isatty() and not quiet:
+        if self.stream is not None and self.stream.isatty() and not quiet:
             from rich.console import Console as Rich
 
             self._rich = Rich(file=self.stream, highlight=False)

@@ -15,21 +15,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from selectors import EVENT_READ, DefaultSelector
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comit.decode import Limits
-from comit.decode.worker import Done, Need
+from comit.decode.worker import AHEAD, SLOT, Done, Need
 from comit.errors import ComitError
 from comit.preprocess import SIZE
 from comit.reasons import Fail
 from comit.ring import Block, Ring
 
 WORKER = "from comit.decode.worker import main; main()"
-AHEAD = 2  # items a process has at once: the next waits in its pipe while it decodes
 START_TIMEOUT = 60.0  # seconds for a process to start and import its codecs
 TICK = 0.25  # seconds between looks at the clock while nothing arrives
 
@@ -37,13 +36,15 @@ TICK = 0.25  # seconds between looks at the clock while nothing arrives
 class _Worker:
     """One process, what it was given and what it holds."""
 
-    def __init__(self, ring: Ring, limits: Limits) -> None:
+    def __init__(self, ring: Ring, slots: int, limits: Limits) -> None:
         self.pipe, theirs = Pipe()
+        self.slots = slots  # offset of its own part of the ring
         with theirs:
             numbers = (
                 theirs.fileno(),
                 ring.fd,
                 ring.size,
+                slots,
                 limits.file_bytes,
                 limits.pixels,
                 limits.min_side,
@@ -62,7 +63,8 @@ class _Worker:
                 },
             )
         self.queue: deque[tuple[int, bytes]] = deque()  # the first one is being decoded
-        self.block: Block | None = None
+        self.finished = 0
+        self.block: Block | None = None  # for an item that its slot cannot hold
         self.wants: int | None = None  # bytes asked for and not granted yet
         self.ready = False
         self.since = time.monotonic()  # when it started, or started its first item
@@ -76,15 +78,17 @@ class _Worker:
 class Pool:
     """``workers`` decoding processes and the ring they share; a context manager.
 
-    ``ring_bytes`` bounds the memory of decoded pixels, ``timeout`` the seconds that reading and
-    decoding one file may take.
+    ``ring_bytes`` bounds the memory of pictures over 1 MiB beside the workers' own 2 MiB each,
+    ``timeout`` the seconds that reading and decoding one file may take.
     """
 
     def __init__(self, workers: int, ring_bytes: int, limits: Limits, timeout: float) -> None:
         self._limits, self._timeout = limits, timeout
-        self._ring = Ring(ring_bytes)
+        own = AHEAD * SLOT
+        self._ring = Ring(ring_bytes, reserved=workers * own)
         self._waiting: deque[_Worker] = deque()  # for memory, first come first served
-        self._workers = [_Worker(self._ring, limits) for _ in range(workers)]
+        self._selector = DefaultSelector()
+        self._workers = [self._start(i * own) for i in range(workers)]
         self.seconds = 0.0  # that workers spent reading, decoding and preprocessing
 
     def __enter__(self) -> Pool:
@@ -98,6 +102,7 @@ class Pool:
     ) -> None:
         for worker in self._workers:
             worker.kill()
+        self._selector.close()
         self._ring.close()
 
     def run(
@@ -111,8 +116,7 @@ class Pool:
         source = iter(items)
         again: deque[tuple[int, bytes]] = deque()
         while self._feed(source, again):
-            pipes = {worker.pipe: worker for worker in self._workers}
-            arrived = [pipes[c] for c in wait(list(pipes), TICK) if isinstance(c, Connection)]
+            arrived = [key.data for key, _ in self._selector.select(TICK)]
             now = time.monotonic()
             late = [w for w in self._workers if w not in arrived and self._is_late(w, now)]
             for worker in late:
@@ -131,6 +135,11 @@ class Pool:
                 else:
                     worker.ready, worker.since = True, time.monotonic()
                 self._grant()
+
+    def _start(self, slots: int) -> _Worker:
+        worker = _Worker(self._ring, slots, self._limits)
+        self._selector.register(worker.pipe, EVENT_READ, worker)
+        return worker
 
     def _feed(self, source: Iterator[tuple[int, bytes]], again: deque[tuple[int, bytes]]) -> bool:
         """Gives every worker something to do; false once everything has been done."""
@@ -160,8 +169,11 @@ class Pool:
         worker.since = time.monotonic()
         self.seconds += done.seconds
         pixels = None
-        if done.reason is None and worker.block is not None:
-            pixels = np.ndarray((SIZE, SIZE), np.float32, self._ring.memory, worker.block.offset)
+        if done.reason is None:
+            slot = worker.slots + worker.finished % AHEAD * SLOT
+            offset = worker.block.offset if worker.block else slot
+            pixels = np.ndarray((SIZE, SIZE), np.float32, self._ring.memory, offset)
+        worker.finished += 1
         yield done, pixels
         self._release(worker)
 
@@ -170,7 +182,7 @@ class Pool:
         while self._waiting:
             worker = self._waiting[0]
             wants = worker.wants or 0
-            if wants <= self._ring.size:
+            if wants <= self._ring.largest:
                 worker.block = self._ring.allocate(wants)
                 if worker.block is None:
                     return
@@ -188,6 +200,7 @@ class Pool:
         self, worker: _Worker, again: deque[tuple[int, bytes]], reason: Fail
     ) -> Iterator[tuple[Done, None]]:
         """Puts a new process in the place of a dead or late one; its first item is lost."""
+        self._selector.unregister(worker.pipe)
         worker.kill()
         if not worker.ready:
             raise ComitError(
@@ -197,7 +210,7 @@ class Pool:
         self._release(worker)
         if worker in self._waiting:
             self._waiting.remove(worker)
-        self._workers[self._workers.index(worker)] = _Worker(self._ring, self._limits)
+        self._workers[self._workers.index(worker)] = self._start(worker.slots)
         if worker.queue:
             index, _ = worker.queue.popleft()
             again.extend(worker.queue)

@@ -83,8 +83,13 @@ def encode(masks: NDArray[np.bool_]) -> list[dict[str, Any]]:
 
     ``comit.results.decode_mask`` and ``pycocotools.mask.decode`` read them as they are.
     """
+    import cv2
     from pycocotools import mask
 
-    column_major = np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)
-    encoded = mask.encode(column_major)
+    # What pycocotools reads as (H, W, N) in Fortran order is (N, W, H) in C order.
+    n, height, width = masks.shape
+    turned = np.empty((n, width, height), np.uint8)
+    for picture, into in zip(masks.view(np.uint8), turned, strict=True):
+        cv2.transpose(picture, into)
+    encoded = mask.encode(turned.transpose(2, 1, 0))
     return [{"size": list(e["size"]), "counts": e["counts"].decode("ascii")} for e in encoded]

@@ -23,10 +23,15 @@ class Block(NamedTuple):
 
 
 class Ring:
-    """A segment of ``size`` bytes and the list of its free pieces."""
+    """A segment of ``size`` bytes and the list of its free pieces.
 
-    def __init__(self, size: int) -> None:
-        self.size = _round_up(size)
+    Its first ``reserved`` bytes are never handed out: they are the caller's to divide.
+    """
+
+    def __init__(self, size: int, reserved: int = 0) -> None:
+        reserved = _round_up(reserved)
+        self.size = reserved + _round_up(size)
+        self.largest = self.size - reserved  # bytes of the largest block there can be
         if hasattr(os, "memfd_create"):
             self.fd = os.memfd_create("comit-ring")
         else:  # macOS: a file without a name
@@ -34,7 +39,7 @@ class Ring:
                 self.fd = os.dup(file.fileno())
         os.ftruncate(self.fd, self.size)
         self.memory = mmap.mmap(self.fd, self.size)
-        self._free = [Block(0, self.size)]  # by offset; neighbours are merged
+        self._free = [Block(reserved, self.largest)]  # by offset; neighbours are merged
 
     def allocate(self, size: int) -> Block | None:
         """A block of at least ``size`` bytes, the lowest that fits; None while there is none."""

@@ -15,8 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -100,12 +102,16 @@ def screen(
 
     source, out = Path(source), Path(out)
     options, console, stop = options or Options(), console or Console(), stop or threading.Event()
+    if source.exists() and out.exists() and source.samefile(out):
+        raise UsageError(f"{out} is the input; give the results another name")
     card = read_card(options.model)
     point = operating_point(card.operating_points, options)
     workers = options.workers or min(usable_cores(), 32)
-    with Sink(out, options.restart) as sink:
+    with Sink(out, options.restart) as sink, ExitStack() as stack:
         ours = (out, sink.staging)
         sink.list(lambda to: write_worklist(source, to, options.pattern, ours))
+        # The decoding processes start while the engine compiles.
+        pool = stack.enter_context(Pool(workers, options.ring_bytes, Limits(), options.timeout))
         engine = load_engine(
             options.model,
             name=options.engine,
@@ -127,7 +133,6 @@ def screen(
         sink.freeze(settings)
         started = time.perf_counter()
         with (
-            Pool(workers, options.ring_bytes, Limits(), options.timeout) as pool,
             Lanes(engine, sink, point, options.masks) as lanes,
             console.progress("screening", sink.items) as lanes.on_rows,
         ):
@@ -170,19 +175,21 @@ class Batch:
 class Lanes:
     """Threads that run the engine and turn its answers into rows.
 
-    At most two batches a lane are in flight, so a fast decoder waits instead of filling memory.
-    An error of a lane is raised by the next call.
+    There is a thread more than the engine has lanes: while one makes rows, all lanes compute. At
+    most two batches a lane are in flight, in buffers that are used again, so a fast decoder waits
+    instead of filling memory. An error of a thread is raised by the next call.
     """
 
     def __init__(
         self, engine: Engine, sink: Sink, point: OperatingPoint | None, masks: Masks
     ) -> None:
         self._engine, self._sink, self._point, self._masks = engine, sink, point, masks
-        self._threads = ThreadPoolExecutor(engine.lanes, "lane")
-        self._free = threading.Semaphore(2 * engine.lanes)
+        self._threads = ThreadPoolExecutor(engine.lanes + 1, "lane")
+        self._lanes = threading.Semaphore(engine.lanes)
+        self._buffers = buffers(2 * engine.lanes + 2, engine.batch_size)
         self._running: list[Future[None]] = []
         self._mutex = threading.Lock()
-        self._batch = self._empty()
+        self._batch = Batch(self._buffers.get(), [])
         self.on_rows: Callable[[int], None] = lambda rows: None
         self.screened = 0
         self.seconds = {"engine": 0.0, "postprocess": 0.0, "write": 0.0}
@@ -219,27 +226,20 @@ class Lanes:
             future.result()
 
     def _submit(self) -> None:
-        self._free.acquire()
         for future in [f for f in self._running if f.done()]:
             future.result()
             self._running.remove(future)
         self._running.append(self._threads.submit(self._run, self._batch))
-        self._batch = self._empty()
-
-    def _empty(self) -> Batch:
-        import numpy as np
-
-        from comit.preprocess import SIZE
-
-        return Batch(np.empty((self._engine.batch_size, 1, SIZE, SIZE), np.float32), [])
+        self._batch = Batch(self._buffers.get(), [])
 
     def _run(self, batch: Batch) -> None:
         from comit.postprocess import scored_rows
 
         try:
-            started = time.perf_counter()
-            inference = self._engine.infer(batch.images[: len(batch.decoded)])
-            inferred = time.perf_counter()
+            with self._lanes:
+                started = time.perf_counter()
+                inference = self._engine.infer(batch.images[: len(batch.decoded)])
+                inferred = time.perf_counter()
             rows = scored_rows(batch.decoded, inference, self._point, self._masks)
             made = time.perf_counter()
             self._commit([(d.item, r) for d, r in zip(batch.decoded, rows, strict=True)])
@@ -249,13 +249,25 @@ class Lanes:
                 self.seconds["postprocess"] += made - inferred
                 self.seconds["write"] += time.perf_counter() - made
         finally:
-            self._free.release()
+            self._buffers.put(batch.images)
 
     def _commit(self, rows: list[tuple[int, Row]]) -> None:
         for index, row in rows:
             self._sink.add(index, row)
         with self._mutex:
             self.on_rows(len(rows))
+
+
+def buffers(count: int, batch_size: int) -> SimpleQueue[NDArray[np.float32]]:
+    """``count`` arrays for batches, (batch_size, 1, 224, 224) float32."""
+    import numpy as np
+
+    from comit.preprocess import SIZE
+
+    free: SimpleQueue[NDArray[np.float32]] = SimpleQueue()
+    for _ in range(count):
+        free.put(np.empty((batch_size, 1, SIZE, SIZE), np.float32))
+    return free
 
 
 def operating_point(points: dict[str, OperatingPoint], options: Options) -> OperatingPoint | None:

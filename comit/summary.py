@@ -86,6 +86,9 @@ def _figures(figures: dict[str, Any], without: dict[str, Any]) -> list[str]:
     order = sorted(figures, key=lambda k: (not k.startswith("covid_auc_within"), "mixed" in k, k))
     lines = []
     for name in order:
+        if name.endswith("_images"):  # a count, not a figure
+            lines.append(f"  {name:40} {figures[name]:.0f}")
+            continue
         baseline = f"{without[name]:.3f}" if name in without else ""
         lines.append(f"  {name:40} {figures[name]:.3f}  {baseline}")
     return lines

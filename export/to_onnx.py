@@ -19,6 +19,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch import nn
 
 from comit import preprocess_version
 from comit.card import Card, card_path, sha256
@@ -122,12 +123,22 @@ def load_network(model: Path | bytes) -> COMiTNet:
             network = COMiTNet(config)
         held = {i.name: i for i in proto.graph.initializer}
         state = {
-            # A counter of training steps; it takes no part in evaluation and is not in the file.
-            k: torch.zeros((), dtype=v.dtype)
-            if k.endswith("num_batches_tracked")
-            else torch.from_numpy(np.array(numpy_helper.to_array(held[k]), np.float32))
-            for k, v in network.state_dict().items()
+            k: torch.from_numpy(np.array(numpy_helper.to_array(held[k]), np.float32))
+            for k in network.state_dict()
+            if k in held
         }
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                identity = {
+                    "weight": torch.ones(layer.num_features),
+                    "bias": torch.zeros(layer.num_features),
+                    "running_mean": torch.zeros(layer.num_features),
+                    "running_var": torch.full((layer.num_features,), 1 - layer.eps),
+                    "num_batches_tracked": torch.zeros((), dtype=torch.int64),  # not in evaluation
+                }
+                if about["precision"] == "fp32":  # in fp16 the norm is in the convolution
+                    identity = {"num_batches_tracked": identity["num_batches_tracked"]}
+                state |= {f"{name}.{k}": v for k, v in identity.items()}
         network.load_state_dict(state, strict=True, assign=True)
     except Exception as error:  # protobuf, numpy_helper and torch raise what they like
         raise ModelError(

@@ -140,3 +140,12 @@ def test_gpu_suite_says_that_there_is_no_gpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("gpu_suite: no NVIDIA GPU") and not done.stdout
+
+
+def test_memory_of_a_run_counts_all_its_processes(tiny_model: Path, pictures: Path) -> None:
+    from comit.bench.memory import measure as memory
+
+    few, more = memory(pictures, [2, 20], ["--model", str(tiny_model), "--workers", "1"])
+    assert (few.rows, more.rows) == (2, 20)
+    assert few.peak_bytes > 100 * 2**20  # an interpreter with OpenVINO and a decoder
+    assert more.ratio == round(more.peak_bytes / few.peak_bytes, 3)

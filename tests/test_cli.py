@@ -99,6 +99,10 @@ def test_wrong_use_is_one_line_exit_2_and_nothing_overwritten(tmp_path, tiny_mod
         2,
         "cannot be written",
     )
+    manifest = tmp_path / "same.csv"
+    manifest.write_text("path\na.png\n")
+    one_line(comit("screen", manifest, "--out", manifest, "--model", tiny_model), 2, "is the input")
+    assert manifest.read_text() == "path\na.png\n"
     assert out.read_text() == "kept"
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
@@ -149,6 +153,24 @@ def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
     assert result.exit_code == 0, result.output
     assert "from an earlier, interrupted run" in result.stderr
     assert pq.read_table(out)["row_id"].to_pylist() == [str(i) for i in range(1500)]
+
+
+def test_closed_standard_streams_do_no_harm(tmp_path, tiny_model, pictures):
+    out = tmp_path / "r.parquet"
+    command = [
+        sys.executable,
+        "-m",
+        "comit",
+        "screen",
+        pictures,
+        "--out",
+        out,
+        "--model",
+        tiny_model,
+    ]
+    closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *map(str, command)]
+    assert subprocess.run(closing, cwd=ROOT).returncode == 0
+    assert pq.read_table(out)["status"].to_pylist() == ["ok"] * 9
 
 
 def test_names_with_control_characters_are_shown_and_not_obeyed(tmp_path):

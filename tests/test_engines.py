@@ -50,17 +50,22 @@ def reference(tiny_model, images):
         return outputs.scores().numpy(), outputs.masks().numpy()
 
 
+def require(name):
+    """Skips where an engine's package is missing; imports none of them."""
+    if missing := dict(available())[name]:
+        pytest.skip(missing)
+
+
 def load(name, model, **options):
-    for package in MODULES[name]:
-        pytest.importorskip(package)
+    require(name)
     return load_engine(model, name, "cpu", **options)
 
 
 def has_bf16(name):
     if name == "openvino":
-        import openvino
+        from comit.engine.openvino import import_openvino
 
-        return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     import torch
 
     return name == "torch" and torch.cpu._is_avx512_bf16_supported()
@@ -80,8 +85,7 @@ def test_fp32_agrees_with_the_network(name, tiny_model, images, reference):
 
 @pytest.mark.parametrize("name", ["openvino", "torch"])
 def test_bf16_is_near(name, tiny_model, images, reference):
-    for package in MODULES[name]:
-        pytest.importorskip(package)
+    require(name)
     if not has_bf16(name):
         pytest.skip("this CPU has no bf16")
     engine = load(name, tiny_model)
@@ -164,7 +168,7 @@ def test_a_missing_package_names_the_extra(name, tiny_model, monkeypatch):
 
 
 def test_auto_takes_the_next_and_says_why(tiny_model, monkeypatch):
-    pytest.importorskip("onnxruntime")
+    require("onnxruntime")
     monkeypatch.setitem(sys.modules, "openvino", None)
     engine = load_engine(tiny_model, device="cpu")
     assert engine.name == "onnxruntime"
@@ -198,7 +202,7 @@ def test_on_a_gpu_machine_the_order_is_fastest_first(monkeypatch):
 
 
 def test_a_gpu_machine_without_tensorrt_is_told(tiny_model, monkeypatch):
-    pytest.importorskip("openvino")
+    require("openvino")
     monkeypatch.setattr(engines, "gpu_present", lambda: True)
     engine = load_engine(tiny_model)
     assert engine.notes[0] == f"not used: {engines.TENSORRT}"
@@ -225,7 +229,7 @@ def test_tensorrt_says_what_is_missing(tiny_model):
 )
 def test_what_cannot_be_had_is_a_usage_error(tiny_model, options):
     if "name" in options and options["name"] in MODULES:
-        pytest.importorskip(MODULES[options["name"]][0])
+        require(options["name"])
     with pytest.raises(UsageError):
         load_engine(tiny_model, **options)
 
@@ -249,8 +253,7 @@ def test_an_altered_model_is_refused(tiny_model, tmp_path):
 def test_weights_in_another_file_are_refused_before_it_is_opened(name, tiny_model, tmp_path):
     """The card of a hostile model is as hostile, so its sha256 fits."""
     onnx = pytest.importorskip("onnx")
-    for package in MODULES[name]:
-        pytest.importorskip(package)
+    require(name)
     from dataclasses import replace
 
     from comit.card import card_path, read_card, sha256
@@ -271,7 +274,7 @@ def test_weights_in_another_file_are_refused_before_it_is_opened(name, tiny_mode
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_a_file_that_is_onnx_and_no_network_is_a_model_error(name, tiny_model, tmp_path):
     onnx = pytest.importorskip("onnx")
-    pytest.importorskip(name)
+    require(name)
     from comit.engine.onnxruntime import OnnxRuntimeEngine
     from comit.engine.openvino import OpenVinoEngine
 
@@ -287,7 +290,7 @@ def test_the_card_walk_is_a_no_op_on_ours(tiny_model):
 
 
 def test_load_model_takes_the_bundled_one_by_default(tiny_model, images, monkeypatch):
-    pytest.importorskip("openvino")
+    require("openvino")
     assert load_model(tiny_model, precision="fp32").predict(images[:3]).scores.shape == (3, 3)
     asked = []
     monkeypatch.setattr(engines, "load_engine", lambda model, *a, **k: asked.append((model, a, k)))
@@ -300,6 +303,27 @@ def test_engines_print_nothing(tiny_model, capfd, caplog, images):
         load(name, tiny_model).infer(images[:1])
     assert capfd.readouterr() == ("", "")
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+def test_openvino_neither_reports_nor_leaves_files(tmp_path):
+    """Its telemetry would write ~/intel and connect from a forked process, at import."""
+    require("openvino")
+    code = """
+import sys
+seen = []
+watched = ("socket.", "os.fork")
+sys.addaudithook(lambda event, args: seen.append(event) if event.startswith(watched) else None)
+from comit.engine.openvino import import_openvino
+import_openvino().Core()
+import time; time.sleep(1)  # it would send from a thread
+print(seen, [m for m in sys.modules if "openvino_telemetry" in m])
+"""
+    home = {k: v for k, v in os.environ.items() if k != "CI"} | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=home, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[] []"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_looking_for_engines_loads_none():

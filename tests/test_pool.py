@@ -18,8 +18,9 @@ def pictures(tmp_path_factory):
     root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     paths = []
-    for i in range(12):
-        picture = cv2.GaussianBlur(rng.integers(0, 256, (300 + 40 * i, 400), np.uint8), (0, 0), 9)
+    for i in range(12):  # the last four are larger than a slot
+        noise = rng.integers(0, 256, (300 + 160 * i, 700), np.uint8)
+        picture = cv2.GaussianBlur(noise, (0, 0), 9)
         paths.append(root / f"{i}.png")
         cv2.imwrite(str(paths[-1]), picture)
     return [os.fsencode(p) for p in paths]
@@ -43,7 +44,7 @@ def test_a_problem_is_a_reason_and_not_an_exception(pictures, tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "note.txt").write_text("not a picture")
     (tmp_path / "cut.png").write_bytes(Path(os.fsdecode(pictures[0])).read_bytes()[:2000])
-    files = ["empty.png", "note.txt", "cut.png", "missing.png"]
+    files = ["empty.png", "note.txt", "cut.png", "missing.png", "zero\0byte.png"]
     with pool() as decoders:
         reasons = {
             files[d.item]: d.reason
@@ -54,6 +55,7 @@ def test_a_problem_is_a_reason_and_not_an_exception(pictures, tmp_path):
         "note.txt": "unsupported_format",
         "cut.png": "truncated",
         "missing.png": "vanished",
+        "zero\0byte.png": "read_error",
     }
 
 
@@ -84,13 +86,13 @@ def test_a_process_that_hangs_is_replaced_after_the_time_limit(pictures):
 
 
 def test_an_image_larger_than_the_ring_fails_alone(pictures):
-    with pool(ring_bytes=201_000) as decoders:  # a grid needs 200,704 bytes, the first 120,000
+    with pool(ring_bytes=1_300_000) as decoders:
         reasons = {d.item: d.reason for d, _ in decoders.run(enumerate(pictures))}
-    assert reasons[0] is None
-    assert reasons[11] == "too_large"  # 740 x 400
+    assert {i for i, reason in reasons.items() if reason == "too_large"} == {10, 11}
+    assert [reasons[i] for i in range(10)] == [None] * 10  # 9 has 1740 x 700 pixels
 
 
 def test_a_small_ring_is_shared_in_turn(pictures):
-    with pool(workers=3, ring_bytes=310_000) as decoders:  # one image at a time
+    with pool(workers=3, ring_bytes=1_450_000) as decoders:  # one of the large ones at a time
         done = [d for d, p in decoders.run(enumerate(pictures)) if p is not None]
     assert len(done) == len(pictures)

@@ -160,6 +160,12 @@ def test_a_manifest_that_cannot_be_used_is_refused(tmp_path, columns, message):
         items(write(tmp_path / "m.parquet", **columns), tmp_path)
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "m.csv").write_text("path,path\na,b\n")
+    with pytest.raises(UsageError, match="two columns 'path'"):
+        items(tmp_path / "m.csv", tmp_path)
+
+
 def test_what_is_not_parquet_is_refused_by_name(tmp_path):
     (tmp_path / "m.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(UsageError, match=r"m\.parquet is not a Parquet or CSV table"):

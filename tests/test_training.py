@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,15 @@ class Killer(Console):
 train(Path(sys.argv[1]), Path(sys.argv[2]), TrainConfig(width=1 / 64, epochs=2, batch_size=4),
       device="cpu", console=Killer(quiet=True))
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from two, and lose much beside other processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -116,7 +126,11 @@ def test_killed_and_resumed_is_bit_identical(
     out = tmp_path / "run"
     child = subprocess.run(
         [sys.executable, "-c", KILLED, str(manifest), str(out)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        },
     )
     assert child.returncode == -9
     assert [int(r["epoch"]) for r in lines(out)] == [1]
@@ -185,6 +199,19 @@ def test_unknown_labels_are_switched_off(manifest: Path) -> None:
     assert data.switches.tolist() == [[0, 0, 0, 0], [1, 1, 1, 1]]
     batch = data.batch(torch.tensor([1]), torch.device("cpu"))
     assert batch.unhealthy.tolist() == [1] and batch.findings.tolist() == [[1, 0]]
+
+
+def test_teachers_give_the_masks_that_an_image_lacks(manifest: Path) -> None:
+    cohort = load(read_manifest(manifest)[:2], manifest.parent)
+    teacher = COMiTNet(NetworkConfig(width=1 / 64)).eval()
+    data = Resident.of(cohort, torch.device("cpu"), [teacher])
+    assert data.taught.tolist() == [[True, True], [False, False]]
+    assert data.switches.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    image = torch.from_numpy(cohort.images[:1]).float()[None]
+    with torch.no_grad():
+        said = teacher(image).masks() / 2 + teacher(image.flip(3)).masks().flip(3) / 2
+    assert torch.allclose(data.masks[0] / 255, said[0], atol=0.01)
+    assert torch.equal(data.masks[1, 0], torch.from_numpy(cohort.lung[1]) * 255)
 
 
 def test_boxes_land_where_the_image_has_them(manifest: Path) -> None:
@@ -265,6 +292,9 @@ def test_a_run_is_neither_overwritten_nor_mixed(
         train(manifest, finished, TINY, device="cpu", console=QUIET)
     with pytest.raises(UsageError, match="another epochs"):
         train(manifest, finished, replace(TINY, epochs=4), device="cpu", resume=True, console=QUIET)
+    with pytest.raises(UsageError, match="other teachers"):
+        options = {"teachers": [finished], "resume": True, "console": QUIET}
+        train(manifest, finished, TINY, device="cpu", **options)
     with pytest.raises(UsageError, match="no checkpoint"):
         train(manifest, tmp_path, TINY, device="cpu", resume=True, console=QUIET)
 

@@ -5,9 +5,12 @@ files are opened for reading, memory is granted by the parent, so it may be kill
 
     parent                          worker
       (index, file)        ->         reads and opens the file
-                           <-       Need(bytes)     unless the header already decided
+                           <-       Need(bytes)     only for what its slot cannot hold
       offset in the ring   ->         decodes and preprocesses into the ring
                            <-       Done(item, ...)
+
+It has two slots of the ring to itself, used in turn: what is decoded ahead lies in one while the
+parent takes the pixels out of the other.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from comit.errors import ItemError
 from comit.preprocess import SIZE, preprocess
 from comit.reasons import Fail
 
-GRID_BYTES = SIZE * SIZE * 4
+AHEAD = 2  # items a process has at once: the next waits in its pipe while it decodes
+SLOT = 2**20  # bytes of a slot: 1024 x 1024 of 8 bits; a grid takes 200,704
 
 
 class Need(NamedTuple):
@@ -40,7 +44,10 @@ class Need(NamedTuple):
 
 
 class Done(NamedTuple):
-    """One item is finished. Without a reason its block starts with (224, 224) float32 pixels."""
+    """One item is finished. Without a reason its slot or block begins with the pixels of the grid.
+
+    (224, 224) float32.
+    """
 
     item: int  # its index in the work list
     reason: str | None
@@ -56,8 +63,8 @@ class Done(NamedTuple):
 
 
 def main() -> None:
-    """Serves items until the parent closes the pipe. Arguments: pipe, ring and their sizes."""
-    pipe, ring, size, *limits = (int(a) for a in sys.argv[1:])
+    """Serves items until the pipe closes. Arguments: pipe, ring, its size, slots, limits."""
+    pipe, ring, size, slots, *limits = (int(a) for a in sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     warnings.simplefilter("ignore")  # pydicom's quote header values, which name patients
     import cv2
@@ -67,7 +74,7 @@ def main() -> None:
     memory = mmap.mmap(ring, size)
     try:
         connection.send(None)  # ready
-        parent = Parent(connection, memory)
+        parent = Parent(connection, memory, slots)
         while True:
             index, file = parent.next_item()
             connection.send(_process(index, file, Limits(*limits), parent))
@@ -78,16 +85,23 @@ def main() -> None:
 class Parent:
     """The other end of the pipe; items that arrive ahead of a grant are kept for later."""
 
-    def __init__(self, connection: Connection, memory: mmap.mmap) -> None:
-        self.connection, self.memory = connection, memory
+    def __init__(self, connection: Connection, memory: mmap.mmap, slots: int) -> None:
+        self.connection, self.memory, self.slots = connection, memory, slots
         self.items: deque[tuple[int, bytes]] = deque()
+        self.taken = -1
 
     def next_item(self) -> tuple[int, bytes]:
         """The index and file of the next item, in the order they were sent."""
+        self.taken += 1
         return self.items.popleft() if self.items else self.connection.recv()
 
-    def ask(self, nbytes: int) -> int:
-        """Waits for a block of the ring and returns its offset; raises ItemError ``too_large``."""
+    def place(self, nbytes: int) -> int:
+        """The offset of memory for an item: its slot, or a block of the ring, waited for.
+
+        Raises ItemError ``too_large``.
+        """
+        if nbytes <= SLOT:
+            return self.slots + self.taken % AHEAD * SLOT
         self.connection.send(Need(nbytes))
         while isinstance(message := self.connection.recv(), tuple):
             self.items.append(message)
@@ -108,7 +122,7 @@ def _process(index: int, file: bytes, limits: Limits, parent: Parent) -> Done:
             reason = image.skip
         else:
             asked = time.perf_counter()
-            offset = parent.ask(max(image.nbytes, GRID_BYTES))
+            offset = parent.place(image.nbytes)
             waited = time.perf_counter() - asked
             shape = (image.height, image.width)
             samples = np.ndarray(shape, image.dtype, parent.memory, offset)
@@ -148,7 +162,7 @@ def read_file(file: bytes, limit: int) -> bytes:
                 raise ItemError(Fail.TOO_LARGE)
             data = stream.read(before.st_size + 1)  # one more shows a file that grows
             after = os.fstat(fd)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         if isinstance(error, FileNotFoundError):
             raise ItemError(Fail.VANISHED) from None
         if isinstance(error, PermissionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from queue import SimpleQueue
 from typing import Any
 
@@ -34,8 +35,7 @@ class OpenVinoEngine(Engine):
         threads: int | None = None,
         lanes: int | None = None,
     ) -> None:
-        import openvino as ov
-
+        ov = import_openvino()
         modelfile.check(model)
         if device != "cpu":
             raise UsageError(f"openvino runs on the CPU here, not on {device}")
@@ -85,3 +85,22 @@ class OpenVinoEngine(Engine):
         finally:
             self._requests.put(request)
         return Inference(scores[: len(images)], masks[: len(images)])
+
+
+def import_openvino() -> Any:
+    """The package, without its telemetry.
+
+    ``import openvino`` writes ~/intel/openvino_ga_cid and reports the import to Google Analytics
+    where its dependency openvino-telemetry is found (2026.4, openvino/tools/ovc/__init__.py), and
+    has a stub for where it is not. Hospitals' machines report nothing to anybody.
+    """
+    absent = "openvino_telemetry"
+    if "openvino" not in sys.modules and absent not in sys.modules:
+        sys.modules[absent] = None  # type: ignore[assignment]  # not to be found
+        try:
+            import openvino
+        finally:
+            del sys.modules[absent]
+    import openvino
+
+    return openvino

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from comit.engine.base import Engine, Inference, padded
 from comit.errors import UsageError
 from comit.export.to_onnx import load_network
+from comit.model.network import fold_batch_norm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,10 +48,7 @@ class TorchEngine(Engine):
             torch.set_num_threads(threads)
         self.device, self.precision = device, precision
         self.batch_size = batch_size or (32 if gpu else 4)
-        network = load_network(model)
-        for layer in network.modules():
-            if isinstance(layer, nn.Sequential):
-                fold_batch_norm(layer)
+        network = fold_batch_norm(load_network(model))
         self._network: nn.Module = network.requires_grad_(False)
         self._network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._precision: Any = (
@@ -69,12 +66,3 @@ class TorchEngine(Engine):
             scores = outputs.scores().cpu().numpy()
             masks = (outputs.masks() * 255).round().to(torch.uint8).cpu().numpy()
         return Inference(scores[: len(images)], masks[: len(images)])
-
-
-def fold_batch_norm(layers: nn.Sequential) -> None:
-    """Convolution and batch norm in a row become one convolution, in place."""
-    for i in range(len(layers) - 1):
-        conv, norm = layers[i], layers[i + 1]
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            layers[i] = fuse_conv_bn_eval(conv, norm)
-            layers[i + 1] = nn.Identity()

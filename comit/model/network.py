@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # Channels of the five VGG16 blocks; the number of entries is the number of convolutions (2.1).
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -183,6 +184,17 @@ class COMiTNet(nn.Module):
             health=self.health_branch(embedding),
             findings=self.findings_branch(embedding),
         )
+
+
+def fold_batch_norm(network: COMiTNet) -> COMiTNet:
+    """Convolution and batch norm become one convolution, in place; for evaluation alone."""
+    for layers in [m for m in network.modules() if isinstance(m, nn.Sequential)]:
+        for i in range(len(layers) - 1):
+            conv, norm = layers[i], layers[i + 1]
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                layers[i] = fuse_conv_bn_eval(conv, norm)
+                layers[i + 1] = nn.Identity()
+    return network
 
 
 def load_vgg16(network: COMiTNet, path: Path) -> None:

@@ -126,8 +126,9 @@ def coverage(n: int) -> NDArray[np.float32]:
 
 def present(grid: Grid, presentation: Presentation) -> Preprocessed:
     """Averaged stored values, NaN for padding, to pixels in [0, 1]. Steps 2 to 5."""
-    values, tones = _tones(grid, presentation)
-    return Preprocessed(_shown(values, tones, presentation), tones.voi, tones.warnings)
+    values, outside, tones = _tones(grid, presentation)
+    pixels = _shown(values, outside, tones, presentation.inverted)
+    return Preprocessed(pixels, tones.voi, tones.warnings)
 
 
 def picture(samples: NDArray[Any], presentation: Presentation) -> NDArray[np.float32]:
@@ -136,15 +137,14 @@ def picture(samples: NDArray[Any], presentation: Presentation) -> NDArray[np.flo
     Window and stretch are those that :func:`preprocess` finds on the grid. Raises ItemError as
     it does.
     """
-    _, tones = _tones(area_average(samples, presentation.padding), presentation)
-    values = samples.astype(np.float32)
+    *_, tones = _tones(area_average(samples, presentation.padding), presentation)
+    outside = None
     if presentation.padding is not None:
-        low, high = presentation.padding
-        values[(samples >= low) & (samples <= high)] = np.nan
-    values = _modality(values, presentation)
+        outside = (samples >= presentation.padding[0]) & (samples <= presentation.padding[1])
+    values = _modality(samples.astype(np.float32), presentation)
     if tones.voi != "none" and presentation.voi is not None:
         values = _voi(values, presentation.voi)
-    return _shown(values, tones, presentation)
+    return _shown(values, outside, tones, presentation.inverted)
 
 
 class _Tones(NamedTuple):
@@ -156,45 +156,52 @@ class _Tones(NamedTuple):
     warnings: tuple[Caution, ...]
 
 
-def _tones(grid: Grid, presentation: Presentation) -> tuple[Grid, _Tones]:
-    """The grid after step 3, NaN for padding, and the tones it is to be shown in."""
+def _tones(
+    grid: Grid, presentation: Presentation
+) -> tuple[Grid, NDArray[np.bool_] | None, _Tones]:
+    """The grid after step 3, which of its cells are padding, if any, and its tones."""
     warnings: list[Caution] = []
     outside = np.isnan(grid)
-    padded = bool(outside.any())
-    if padded:
+    padding = outside if outside.any() else None
+    if padding is not None:
         warnings.append(Caution.PADDING)
-        if outside.all():
+        if padding.all():
             raise ItemError(Fail.BLANK)
     values = _modality(grid, presentation)
-    if not np.isfinite(values[~outside]).all():
+    if not np.isfinite(values if padding is None else values[~padding]).all():
         raise ItemError(Fail.NONFINITE)
     if presentation.voi is not None:
         windowed = _voi(values, presentation.voi)
-        ends = _ends(windowed, outside if padded else None)
+        ends = _ends(windowed, padding)
         if ends is not None:
             voi = "lut" if isinstance(presentation.voi, Lut) else "window"
-            return windowed, _Tones(voi, *ends, tuple(warnings))
-        warnings.append(Caution.WINDOW_UNUSABLE)  # the window shows one shade
-    ends = _ends(values, outside if padded else None)
+            return windowed, padding, _Tones(voi, *ends, tuple(warnings))
+        warnings.append(Caution.WINDOW_UNUSABLE)  # it shows one shade
+    ends = _ends(values, padding)
     if ends is None:
         raise ItemError(Fail.BLANK)
-    return values, _Tones("none", *ends, tuple(warnings))
+    return values, padding, _Tones("none", *ends, tuple(warnings))
 
 
 def _shown(
-    values: NDArray[np.float32], tones: _Tones, presentation: Presentation
+    values: NDArray[np.float32], outside: NDArray[np.bool_] | None, tones: _Tones, inverted: bool
 ) -> NDArray[np.float32]:
-    """Steps 4 and 5 on values after step 3; NaN, padding, is shown as background."""
-    pixels = np.clip((values - tones.low) / (tones.high - tones.low), 0, 1).astype(np.float32)
-    if presentation.inverted:
+    """Steps 4 and 5 on values after step 3; padding is shown as background."""
+    pixels = values - tones.low
+    pixels /= tones.high - tones.low
+    np.clip(pixels, 0, 1, out=pixels)
+    if inverted:
         pixels = 1 - pixels
-    pixels[np.isnan(pixels)] = 0
+    if outside is not None:
+        pixels[outside] = 0
     return pixels
 
 
 def _modality(grid: Grid, p: Presentation) -> Grid:
     if p.modality_lut is not None:
         return _look_up(grid, p.modality_lut)
+    if (p.slope, p.intercept) == (1, 0):
+        return grid
     with np.errstate(over="ignore"):
         return grid * np.float32(p.slope) + np.float32(p.intercept)
 
@@ -224,11 +231,12 @@ def _ends(
     values: Grid, outside: NDArray[np.bool_] | None
 ) -> tuple[np.float32, np.float32] | None:
     """The values that step 4 spreads to 0 and to 1; None where that is a single value."""
-    inside = np.sort(values if outside is None else values[~outside], axis=None)
+    inside = values.ravel() if outside is None else values[~outside]
     k = CLIPPED * inside.size // values.size
-    low, high = inside[k], inside[-1 - k]
+    parted = np.partition(inside, k)
+    low, high = parted[k], np.partition(parted[k:], -1 - k)[-1 - k]
     if not high > low:  # a few bright cells on nothing: use the whole range, if there is one
-        low, high = inside[0], inside[-1]
+        low, high = inside.min(), inside.max()
     # A spread within float32 rounding of the values (2^-20) is a constant image.
     if not high - low > max(abs(float(low)), abs(float(high))) * 2**-20:
         return None

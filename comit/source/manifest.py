@@ -98,6 +98,8 @@ def _open(manifest: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
             schema, batches = file.schema_arrow, file.iter_batches(batch_size=SHARD)
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{manifest} is not a Parquet or CSV table that can be read") from error
+    if twice := [n for n, k in Counter(schema.names).items() if k > 1]:
+        raise UsageError(f"{manifest} has two columns {twice[0]!r}")
     if "path" not in schema.names:
         raise UsageError(f"{manifest} has no column 'path'; it has {', '.join(schema.names)}")
     kind = schema.field("path").type

@@ -86,7 +86,8 @@ def train(
     a local VGG16 file for the encoder; ``teachers`` are earlier runs: masks that an image lacks
     are taken from them, so that every image trains both decoders. With ``resume`` it goes on
     from the last finished epoch and gives, on a CPU bit for bit, the weights of a run that was
-    not interrupted: every random number derives from the seed and the epoch.
+    not interrupted: every random number derives from the seed and the epoch. (The number of
+    threads has to be the same too: it decides the order of sums.)
 
     On an NVIDIA GPU it computes in bf16 (fp16 before Ampere), fp32 parts in TF32, and holds the
     images there if they fit; that path has not been run on a GPU yet.
@@ -330,6 +331,7 @@ class Trainer:
     def _checkpoint(self) -> None:
         state = {
             "config": asdict(self.config),
+            "teachers": self.teachers,
             "epoch": self.epoch + 1,
             "best": self.best,
             "seconds": self.seconds,
@@ -351,6 +353,8 @@ class Trainer:
             raise UsageError(f"{path} is not a checkpoint of comit train") from error
         if changed := [k for k, v in asdict(self.config).items() if started.get(k) != v]:
             raise UsageError(f"{self.out} was started with another {', '.join(changed)}")
+        if state.get("teachers", self.teachers) != self.teachers:
+            raise UsageError(f"{self.out} was started with other teachers")
         self.epoch, self.best, self.seconds = state["epoch"], state["best"], state["seconds"]
         for name in ("model", "average", "optimizer", "schedule", "scaler"):
             getattr(self, name).load_state_dict(state[name])

@@ -1,0 +1,80 @@
+"""How much memory a run takes, with all its processes, as the number of rows grows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+from comit.errors import ComitError, UsageError
+
+EVERY = 0.2  # seconds between looks
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One run of ``comit screen`` over a manifest."""
+
+    rows: int
+    seconds: float
+    peak_bytes: int  # proportional set size, summed over the run's processes, at its highest
+    ratio: float  # to the first run's
+
+
+def measure(source: Path, rows: list[int], arguments: list[str]) -> list[Memory]:
+    """Screens manifests of ``rows`` rows each over the files of ``source``, repeated in turn.
+
+    Each run is a process of its own. Needs Linux, which tells shared memory apart. Raises
+    UsageError without files, ComitError where a run fails.
+    """
+    files = sorted(p for p in source.rglob("*") if p.is_file())
+    if not files:
+        raise UsageError(f"{source} holds no files")
+    found: list[Memory] = []
+    with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
+        for n in rows:
+            manifest = Path(folder) / f"{n}.csv"
+            lines = (f'{i},"{p.absolute()}"\n' for i, p in enumerate(islice(cycle(files), n)))
+            manifest.write_text("id,path\n" + "".join(lines))
+            seconds, peak = _run([str(manifest), "--out", f"{manifest}.parquet", *arguments])
+            first = found[0].peak_bytes if found else peak
+            found.append(Memory(n, round(seconds, 1), peak, round(peak / first, 3)))
+    return found
+
+
+def _run(arguments: list[str]) -> tuple[float, int]:
+    started = time.perf_counter()
+    peak = 0
+    with subprocess.Popen(
+        [sys.executable, "-m", "comit", "screen", *arguments, "--quiet"],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        while run.poll() is None:
+            peak = max(peak, sum(map(_resident, _family(run.pid))))
+            time.sleep(EVERY)
+        if run.returncode not in (0, 3):
+            raise ComitError(run.communicate()[1].strip())
+    return time.perf_counter() - started, peak
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all below it."""
+    try:
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return [pid]
+    return [pid, *(p for child in below for p in _family(int(child)))]
+
+
+def _resident(pid: int) -> int:
+    """Proportional set size in bytes; 0 once the process has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
