@@ -84,39 +84,41 @@ def schema() -> pa.Schema:
 
 
 def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a results file: :data:`COLUMNS`, then those of its manifest; or ``columns``.
+    """The rows of a results file, or of a folder of them: ``columns``, or all there are.
 
-    A column of ours that the file lacks is null throughout, so files of other settings can be
-    read alike. Raises UsageError where the file is not comit's, two rows have one ``row_id``, or
-    it has no column of a name asked for.
+    In a folder, names that begin with a dot or an underscore are none of the results. A column of
+    ours that the results lack is null throughout, so those of other settings can be read alike.
+    Raises UsageError where the results are not comit's, two rows have one ``row_id``, or there is
+    no column of a name asked for.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow.dataset as ds
 
+    ours = {f.name: f for f in schema()}
     try:
-        file = pq.ParquetFile(path)
-        present = file.schema_arrow.names
+        data = ds.dataset(path, format="parquet")
+        present = data.schema.names
         if not {"row_id", "status"} <= set(present):
             raise UsageError(f"{path} is not a results file of comit: no row_id and status")
-        wanted = columns or [*COLUMNS, *(n for n in present if n not in COLUMNS)]
-        if unknown := [n for n in wanted if n not in present and n not in COLUMNS]:
+        wanted = list(columns or [*COLUMNS, *(n for n in present if n not in ours)])
+        if unknown := [n for n in wanted if n not in present and n not in ours]:
             raise UsageError(f"{path} has no column {unknown[0]!r}")
-        table = file.read(list(dict.fromkeys([*(n for n in wanted if n in present), "row_id"])))
+        table = data.to_table(list(dict.fromkeys([*(n for n in wanted if n in present), "row_id"])))
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{path} cannot be read as Parquet") from error
-    ids = table["row_id"].to_pylist()
-    if len(set(ids)) != len(ids):
+    if len(table["row_id"].unique()) != len(table):
         raise UsageError(f"{path} has two rows of one row_id")
     for name in wanted:
         if name not in present:
-            table = table.append_column(
-                schema().field(name), pa.nulls(len(ids), schema().field(name).type)
-            )
-    return table.select(list(wanted))
+            table = table.append_column(ours[name], pa.nulls(len(table), ours[name].type))
+    return table.select(wanted)
 
 
 def provenance(table: pa.Table) -> dict[str, Any]:
-    """The file's metadata without the prefix ``comit_``; ``thresholds`` is a dict, or None."""
+    """Where the numbers come from: the file's metadata without the prefix ``comit_``.
+
+    ``thresholds`` is a dict, or None. Of a folder it is what its first file says.
+    """
     import json
 
     raw = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from comit.look.overlay import Made
+    from comit.look.output import Made
 
 PATH = click.Path(path_type=Path)
 RESULTS = click.argument("results", type=PATH)
 IMAGES = click.option(
-    "--images", type=PATH, required=True, help="The screened folder, or the manifest's."
+    "--images",
+    type=PATH,
+    help="The screened folder, or the manifest's [default: the one that the results name].",
 )
 OUT = click.option("--out", "-o", type=PATH, required=True)
 BY = click.option(
@@ -36,16 +38,18 @@ COLUMN = click.option("--column", "extra", multiple=True, help="Also this column
 @click.option(
     "--top", type=click.IntRange(0), default=200, show_default=True, help="Rows with a picture."
 )
+@click.option("--model", type=PATH, help="What draws heat maps, if not the bundled model.")
 @click.option("--run", type=PATH, help="What comit screen --report wrote, for the throughput.")
-def report(results: Path, images: Path, out: Path, **given: Any) -> None:
+def report(results: Path, images: Path | None, out: Path, **given: Any) -> None:
     """Write RESULTS as one HTML page that needs no network.
 
     It holds paths and UIDs as RESULTS does, and X-rays: keep it where they may be kept.
     """
+    from comit.console import Console
     from comit.look.report import write_report
 
-    made = write_report(results, images, out, **given)
-    _close(made, f"the report {out} has {len(made.files):,} pictures", quiet=True)
+    made = write_report(results, images, out, console=Console(), **given)
+    _close(made, f"the report is {out}")
 
 
 @click.command()
@@ -56,12 +60,13 @@ def report(results: Path, images: Path, out: Path, **given: Any) -> None:
     "--style", type=click.Choice(["contour", "fill"]), default="contour", show_default=True
 )
 @click.option("--flagged", is_flag=True, help="Only rows with a flag.")
-def overlay(results: Path, images: Path, out: Path, style: str, flagged: bool) -> None:
+def overlay(results: Path, images: Path | None, out: Path, style: str, flagged: bool) -> None:
     """Write PNG pictures of RESULTS into the folder OUT: lungs blue, disease orange."""
+    from comit.console import Console
     from comit.look.overlay import overlay as run
 
-    made = run(results, images, out, fill=style == "fill", flagged=flagged)
-    _close(made, f"{len(made.files):,} pictures in {out}")
+    made = run(results, images, out, fill=style == "fill", flagged=flagged, console=Console())
+    _close(made, f"{len(made.files):,} pictures in {out}; {made.without:,} rows without")
 
 
 @click.command()
@@ -82,7 +87,7 @@ def worklist(results: Path, out: Path, by: str, extra: tuple[str, ...]) -> None:
 @IMAGES
 @OUT
 @click.option("--to", "kind", type=click.Choice(["seg", "sr", "sc"]), required=True)
-def dicom(results: Path, images: Path, out: Path, kind: Any) -> None:
+def dicom(results: Path, images: Path | None, out: Path, kind: Any) -> None:
     """Write DICOM objects for the DICOM radiographs of RESULTS into the folder OUT.
 
     \b
@@ -92,10 +97,13 @@ def dicom(results: Path, images: Path, out: Path, kind: Any) -> None:
 
     Needs: pip install 'comit[dicom]'
     """
+    from comit.console import Console
     from comit.look.dicom import export
 
-    made = export(results, images, out, kind)
-    _close(made, f"{len(made.files):,} {kind.upper()} objects in {out}")
+    made = export(results, images, out, kind, Console())
+    _close(
+        made, f"{len(made.files):,} {kind.upper()} objects in {out}; {made.without:,} rows without"
+    )
 
 
 @click.command()
@@ -119,13 +127,13 @@ def _say(text: str) -> None:
     Console().line(text)
 
 
-def _close(made: Made, text: str, quiet: bool = False) -> None:
+def _close(made: Made, text: str) -> None:
     """Sums up what was made; exit code 3 where pictures were not found or not readable."""
-    _say(f"{text}; {made.without:,} rows have none to show" if not quiet else text)
+    _say(f"{text}. Research use only")
     for row_id, reason in made.problems[:10]:
         _say(f"  {row_id}: {reason}")
     if made.problems:
-        _say(f"{len(made.problems):,} rows could not be made; is --images the screened folder?")
+        _say(f"{len(made.problems):,} rows could not be shown; is --images the screened folder?")
         sys.exit(3)
 
 

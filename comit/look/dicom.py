@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime
 import re
 import warnings
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,14 +20,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from comit import __version__
-from comit.decode import Limits
+from comit.console import Console
 from comit.decode.dicom import is_dicom
-from comit.decode.worker import read_file
 from comit.errors import ItemError, MissingExtra
-from comit.look.overlay import Made, make_folder, write
-from comit.look.picture import RESEARCH, Masks, Pictures, draw, file_stem, masks, show, to_picture
+from comit.look.output import Made, make_folder, write
+from comit.look.picture import (
+    RESEARCH,
+    Masks,
+    Pictures,
+    Rgb,
+    draw,
+    file_stem,
+    masks,
+    open_as,
+    show,
+    to_picture,
+)
 from comit.reasons import Fail
-from comit.results import provenance, read
+from comit.results import COLUMNS, provenance, read
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -39,43 +48,40 @@ SCHEME = "99COMIT"  # of codes that no standard has: what this network's outputs
 
 
 def export(
-    results: Path,
-    images: Path,
-    out: Path,
-    kind: Kind,
-    on_row: Callable[[int], None] = lambda rows: None,
+    results: Path, images: Path | None, out: Path, kind: Kind, console: Console | None = None
 ) -> Made:
-    """Writes one object for every ok row of ``results`` whose file is DICOM.
+    """Writes one object into ``out`` for every ok row of ``results`` whose file is DICOM.
 
-    SEG and SC need masks. Raises UsageError, MissingExtra where highdicom is not installed; the
-    trouble of one radiograph is noted and the others are made.
+    ``images`` is the folder that was screened; None is the one that the results name. SEG and SC
+    need masks. Raises UsageError, MissingExtra where highdicom is not installed; the trouble of
+    one radiograph is noted and the others are made.
     """
     try:
         import highdicom  # noqa: F401
     except ImportError as error:
         raise MissingExtra("writing DICOM", "dicom") from error
-    pictures = Pictures(images)
-    table = read(results)
+    table = read(results, COLUMNS)
     said = provenance(table)
+    pictures = Pictures(images, said)
     make_folder(out)
     made = Made()
-    for batch in table.to_batches(max_chunksize=256):
-        for row in batch.to_pylist():
-            on_row(1)
+    with (console or Console(quiet=True)).progress("writing", len(table)) as step:
+        for row in (r for b in table.to_batches(max_chunksize=256) for r in b.to_pylist()):
+            step()
             if row["status"] != "ok" or (kind != "sr" and row["lung_rle"] is None):
                 made.without += 1
                 continue
             try:
-                data = read_file(pictures.file(row), Limits().file_bytes)
+                data = pictures.data(row)
                 if not is_dicom(data):
                     made.without += 1
                     continue
-                made_of = make(kind, data, row, said)
+                content = make(kind, data, row, said)
             except ItemError as error:
                 made.problems.append((row["row_id"], str(error.reason)))
                 continue
             to = out / f"{file_stem(row)}.{kind}.dcm"
-            write(to, made_of)
+            write(to, content)
             made.files.append(to)
     return made
 
@@ -83,23 +89,24 @@ def export(
 def make(kind: Kind, data: bytes, row: dict[str, Any], said: dict[str, Any]) -> bytes:
     """The bytes of one object of ``kind`` for the radiograph in ``data``.
 
-    ``said`` is the results' provenance. Raises ItemError: ``changed`` where the radiograph is not
-    the row's, ``corrupt`` where its header does not identify it.
+    ``said`` is the results' provenance. SEG and SC need a row with masks. Raises ItemError:
+    ``changed`` where the radiograph is not the row's, ``corrupt`` where its header does not
+    identify it.
     """
-    grey = show(data, row)
+    image = open_as(row, data)
     with warnings.catch_warnings():  # pydicom's quote header values, which name patients
         warnings.simplefilter("ignore")
         try:
             source = reference(data)
-            found = masks(row)
             if kind == "sr":
                 made = _report(source, row, said)
-            elif found is None:
-                raise ItemError(Fail.VANISHED)
             elif kind == "seg":
-                made = _segmentation(source, found, said)
+                made = _segmentation(source, masks(row), said)
             else:
-                made = _capture(source, grey, found, row, said)
+                made = _capture(
+                    source, draw(show(image), masks(row), label=_label(row, said)), said
+                )
+            made.SpecificCharacterSet = source.SpecificCharacterSet
             buffer = BytesIO()
             made.save_as(buffer)
         except ItemError:
@@ -115,7 +122,6 @@ IDENTIFIED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstan
 # What a derived object inherits: PS3.3 C.7.1.1 Patient, C.7.2.1 General Study, C.7.2.2 Patient
 # Study. Sequences and free text beyond these stay behind.
 INHERITED = (
-    "SpecificCharacterSet",
     "PatientName",
     "PatientID",
     "IssuerOfPatientID",
@@ -161,6 +167,7 @@ def reference(data: bytes) -> Dataset:
     for keyword in TYPE_2:
         if keyword not in kept:
             setattr(kept, keyword, None)
+    kept.SpecificCharacterSet = "ISO_IR 192"  # texts are decoded by now, and written as UTF-8
     kept.file_meta = raw.file_meta
     return kept
 
@@ -173,7 +180,7 @@ def valid(ds: Dataset, keyword: str) -> bool:
 
     try:
         element = ds[keyword]
-        if element.VR != dictionary_VR(element.tag):
+        if dictionary_VR(element.tag) != element.VR:
             return False
         values = element.value if element.VM > 1 else [element.value]
         if element.VM > 1 and dictionary_VM(element.tag) == "1":
@@ -181,10 +188,12 @@ def valid(ds: Dataset, keyword: str) -> bool:
         for value in values:
             if value is None or value == "":
                 continue
-            if element.VR not in ("US", "SQ"):
+            if element.VR != "US":
                 validate_value(element.VR, str(value), RAISE)
+            if not _legible(str(value), "SpecificCharacterSet" in ds):
+                return False
             if element.VR == "DA":
-                datetime.datetime.strptime(str(value), "%Y%m%d")  # noqa: DTZ007
+                datetime.datetime.strptime(str(value), "%Y%m%d")
             if element.VR == "DS" and not float(value) > 0:  # of a size or weight
                 return False
             if element.VR == "UI" and not re.fullmatch(r"[0-9]+(\.[0-9]+)+", str(value)):
@@ -198,12 +207,18 @@ def valid(ds: Dataset, keyword: str) -> bool:
     return True
 
 
+def _legible(text: str, declared: bool) -> bool:
+    """Whether text is what PS3.5 6.1 allows: ASCII alone unless a character set is declared."""
+    # U+FFFD is what pydicom gives for bytes that are none of the character set.
+    return text.isprintable() and "\ufffd" not in text and (declared or text.isascii())
+
+
 # -- the objects --------------------------------------------------------------------------------
 
 
 def _segmentation(source: Dataset, found: Masks, said: dict[str, Any]) -> Dataset:
-    from highdicom import AlgorithmIdentificationSequence, UID
-    from highdicom.seg import SegmentDescription, Segmentation
+    from highdicom import UID, AlgorithmIdentificationSequence
+    from highdicom.seg import Segmentation, SegmentDescription
     from pydicom.sr.codedict import codes
 
     algorithm = AlgorithmIdentificationSequence(
@@ -328,33 +343,35 @@ def _report(source: Dataset, row: dict[str, Any], said: dict[str, Any]) -> Datas
     return made
 
 
-def _capture(
-    source: Dataset, grey: Any, found: Masks, row: dict[str, Any], said: dict[str, Any]
-) -> Dataset:
+def _label(row: dict[str, Any], said: dict[str, Any]) -> str:
+    """What is burned into a secondary capture."""
+    return f"{RESEARCH}\ncomit {__version__} {_model(said)}: unhealthy {row['score_unhealthy']:.2f}"
+
+
+def _capture(source: Dataset, rgb: Rgb, said: dict[str, Any]) -> Dataset:
     from highdicom.sc import SCImage
 
-    label = f"{RESEARCH}\ncomit {__version__} {_model(said)}: unhealthy {row['score_unhealthy']:.2f}"
     common = _instance("sc", said)
     own = {
         k: common.pop(k)
         for k in ("manufacturer_model_name", "software_versions", "device_serial_number")
     }
-    orientation = source.get("PatientOrientation") or None
-    known = orientation is not None and len(orientation) == 2
+    orientation = tuple(source.get("PatientOrientation") or ())
+    known = len(orientation) == 2
     made = SCImage.from_ref_dataset(
         source,
-        pixel_array=draw(grey, found, label=label),
+        pixel_array=rgb,
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=tuple(orientation) if known else ("L", "F"),
+        patient_orientation=orientation if known else ("L", "F"),
         transfer_syntax_uid="1.2.840.10008.1.2.1",
         series_description="comit contours, RESEARCH USE ONLY",
         **common,
     )
-    if not known:
-        made.PatientOrientation = None  # highdicom asks for one; type 2C: empty where unknown
-    made.Laterality = None  # type 2C; the chest has none
+    if not known:  # highdicom asks for one; type 2C: empty where unknown
+        made["PatientOrientation"].clear()
+    del made.Laterality  # the chest has none
     made.BurnedInAnnotation = "YES"
     made.ConversionType = "WSD"  # made on a workstation
     made.ImageType = ["DERIVED", "SECONDARY"]
@@ -406,4 +423,3 @@ def _uid(what: str, said: dict[str, Any]) -> str:
     from pydicom.uid import generate_uid
 
     return str(generate_uid(entropy_srcs=[f"comit {what}", said.get("model_sha256", "")]))
-

@@ -2,7 +2,7 @@
 
 The model's grid spans the whole picture, so a mask maps to it by scaling alone: the pixel with
 centre (y + 1/2) of H lies in cell floor((y + 1/2) 224 / H). Where H >= 224, the pixel that holds a
-cell's centre lies in that cell again, so :func:`to_grid` undoes :func:`to_picture` bit for bit.
+cell's centre lies in that cell again, so nearest neighbours lead back to the mask bit for bit.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.decode import Limits, open_image
+from comit.decode import Image, Limits, open_image
 from comit.decode.worker import read_file
 from comit.errors import ItemError, UsageError
 from comit.preprocess import SIZE, picture
 from comit.reasons import Fail
 from comit.results import decode_mask
-from comit.source import folder
 
 Mask = NDArray[np.bool_]
 Grey = NDArray[np.uint8]
@@ -38,60 +37,64 @@ Row = Mapping[str, Any]
 class Pictures:
     """Finds the files of rows under the folder they were screened from.
 
-    Nothing outside ``root`` is opened, whatever a results file says. A row without a path, as
-    where identifiers were left out, is found by its ``row_id``, the hash of the relative path.
+    ``root`` is that folder, None is the one that the results name in ``said``, their provenance.
+    Nothing outside it is opened, whatever a path says. Raises UsageError where there is no such
+    folder, or the results hold no plain paths.
     """
 
-    def __init__(self, root: Path) -> None:
-        if not root.is_dir():
-            raise UsageError(f"{root} is not a folder; give the one that was screened")
-        self.root = root
-        self._by_id: dict[str, bytes] | None = None
-
-    def file(self, row: Row) -> bytes:
-        """The name of a row's file; raises ItemError ``vanished`` where there is none."""
-        path = row["path"]
-        if path is None:
-            if self._by_id is None:
-                self._by_id = {i.row_id: i.file for i in folder.items(self.root, "*", ())}
-            if row["row_id"] in self._by_id:
-                return self._by_id[row["row_id"]]
-            raise ItemError(Fail.VANISHED)
-        top = os.path.realpath(os.fsencode(self.root))
-        for name in (os.fsencode(path), _undisplayed(path)):
-            found = os.path.realpath(os.path.join(top, name))  # noqa: PTH118
-            if b"\0" not in found and found.startswith(top + b"/") and os.path.isfile(found):  # noqa: PTH113
-                return found
-        raise ItemError(Fail.VANISHED)
+    def __init__(self, root: Path | None, said: Mapping[str, Any]) -> None:
+        mode = str(said.get("identifiers", "plain")).split()[0]
+        if mode != "plain":
+            raise UsageError(
+                f"these results have {mode} identifiers, so no picture can be found by its path; "
+                "screen with --identifiers plain to look at pictures (report --top 0 needs none)"
+            )
+        if root is None and "root" not in said:
+            raise UsageError("these results do not say where their pictures are; give --images")
+        folder = root or Path(said["root"])
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder; give the screened one with --images")
+        self._root = os.path.realpath(os.fsencode(folder))
 
     def data(self, row: Row) -> bytes:
-        """The bytes of a row's file; raises ItemError."""
-        return read_file(self.file(row), Limits().file_bytes)
+        """The bytes of a row's file; raises ItemError, ``vanished`` where there is none."""
+        path = row["path"] or ""
+        for name in (path.encode(), _as_listed(path)):
+            if b"\0" in name:
+                break
+            file = os.path.realpath(os.path.join(self._root, name))  # noqa: PTH118
+            if file.startswith(self._root + b"/") and os.path.isfile(file):  # noqa: PTH113
+                return read_file(file, Limits().file_bytes)
+        raise ItemError(Fail.VANISHED)
 
-    def show(self, row: Row) -> Grey:
-        """(rows, cols) uint8 as screened: air dark. Raises ItemError.
-
-        ``changed`` where the picture has another size or SOPInstanceUID than the row says: masks
-        are never laid over another picture.
-        """
-        return show(self.data(row), row)
+    def open(self, row: Row) -> Image:
+        """The picture of a row, its pixels not yet decoded; raises ItemError."""
+        return open_as(row, self.data(row))
 
 
-def show(data: bytes, row: Row) -> Grey:
-    """The picture in a file's bytes, checked against its row as :meth:`Pictures.show` says."""
+def open_as(row: Row, data: bytes) -> Image:
+    """The picture in a file's bytes, where it is the row's; raises ItemError.
+
+    ``changed`` where it has another size or SOPInstanceUID: masks are never laid over another
+    picture.
+    """
     image = open_image(data)
     uid = row["sop_instance_uid"]
     if (image.height, image.width) != (row["rows"], row["cols"]) or (
         uid is not None and image.sop_instance_uid is not None and uid != image.sop_instance_uid
     ):
         raise ItemError(Fail.CHANGED)
+    return image
+
+
+def show(image: Image) -> Grey:
+    """(H, W) uint8 in the tones it was screened in, air dark. Raises ItemError."""
     return np.rint(picture(image.samples(), image.presentation) * 255).astype(np.uint8)
 
 
-def _undisplayed(path: str) -> bytes:
-    r"""The bytes of a name that :func:`comit.source.display` has shown with ``\xNN``."""
-    raw = path.encode("utf-8", "surrogateescape")
-    return re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), raw)
+def _as_listed(path: str) -> bytes:
+    r"""The bytes of a name of which those that are not UTF-8 are shown as ``\xNN``."""
+    return re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), path.encode())
 
 
 class Masks(NamedTuple):
@@ -101,10 +104,8 @@ class Masks(NamedTuple):
     disease: Mask
 
 
-def masks(row: Row) -> Masks | None:
-    """A row's masks, None where it has none; raises ItemError ``corrupt`` for another size."""
-    if row["lung_rle"] is None or row["disease_rle"] is None:
-        return None
+def masks(row: Row) -> Masks:
+    """The masks of a row that has them; raises ItemError ``corrupt`` for another size."""
     found = Masks(decode_mask(row["lung_rle"]), decode_mask(row["disease_rle"]))
     if found.lungs.shape != (SIZE, SIZE) or found.disease.shape != (SIZE, SIZE):
         raise ItemError(Fail.CORRUPT)
@@ -116,13 +117,6 @@ def to_picture(mask: Mask, height: int, width: int) -> Mask:
     y = (2 * np.arange(height) + 1) * SIZE // (2 * height)
     x = (2 * np.arange(width) + 1) * SIZE // (2 * width)
     return np.asarray(mask[np.ix_(y, x)])
-
-
-def to_grid(mask: Mask) -> Mask:
-    """(H, W) to (224, 224): the pixels that hold the cells' centres."""
-    centres = 2 * np.arange(SIZE) + 1
-    height, width = mask.shape
-    return np.asarray(mask[np.ix_(centres * height // (2 * SIZE), centres * width // (2 * SIZE))])
 
 
 def draw(grey: Grey, found: Masks, *, fill: bool = False, label: str | None = None) -> Rgb:
@@ -137,9 +131,8 @@ def draw(grey: Grey, found: Masks, *, fill: bool = False, label: str | None = No
             tint = np.asarray(colour, np.float32) * share
             rgb[large] = np.rint(rgb[large] * np.float32(1 - share) + tint).astype(np.uint8)
         else:
-            outlines, _ = cv2.findContours(
-                large.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
-            )
+            area = np.asarray(large, np.uint8)
+            outlines, _ = cv2.findContours(area, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(rgb, outlines, -1, colour, thickness)
     if label:
         _write(rgb, label)

@@ -17,13 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comit import __version__
+from comit.card import BUNDLED
+from comit.console import Console
 from comit.errors import ItemError, UsageError
-from comit.look.overlay import Made, write
+from comit.look.output import Made, write
 from comit.look.worklist import triage
 from comit.reasons import Caution, Fail, Skip
 from comit.results import provenance, read
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from comit.look.heat import Heat
     from comit.look.picture import Pictures
 
 SCORES = ("score_unhealthy", "score_covid", "score_other")
@@ -50,66 +56,96 @@ BINS = 40
 
 def write_report(
     results: Path,
-    images: Path,
+    images: Path | None,
     out: Path,
     *,
     by: str = "score_unhealthy",
     top: int = 200,
     extra: Sequence[str] = (),
+    model: Path | None = None,
     run: Path | None = None,
+    console: Console | None = None,
 ) -> Made:
     """Writes ``results`` as a page with the pictures of the ``top`` rows by ``by``.
 
-    ``extra`` are columns of the manifest to show, ``run`` is what ``comit screen --report``
-    wrote. Raises UsageError; pictures that cannot be shown are noted, their rows are in the table.
+    ``images`` is the folder that was screened; None is the one that the results name. ``extra``
+    are columns of the manifest to show, ``run`` is what ``comit screen --report`` wrote.
+    ``model`` draws the heat maps; without one the bundled model does, if the results are of it.
+    Raises UsageError; pictures that cannot be shown are noted, their rows are in the table.
     """
-    from comit.look.picture import Pictures
-
-    pictures = Pictures(images)
+    console = console or Console(quiet=True)
     columns = list(dict.fromkeys((*COLUMNS, *extra)))
     table = read(results, columns)
+    said = provenance(table)
     rows = triage(table.to_pylist(), by)
-    masks = read(results, ("row_id", "lung_rle", "disease_rle"))
-    place = {row_id: i for i, row_id in enumerate(masks["row_id"].to_pylist())}
-    made, shown = Made(), {}
-    for index, row in enumerate(rows[:top]):
-        if row["status"] != "ok":
-            break
-        runs = masks.slice(place[row["row_id"]], 1).to_pylist()[0]
-        try:
-            shown[index] = _picture(pictures, row | runs)
-        except ItemError as error:
-            made.problems.append((row["row_id"], str(error.reason)))
+    shown: dict[int, dict[str, str]] = {}
+    made = Made([out])
+    if top:
+        from comit.look.picture import Pictures
+
+        pictures, heat = Pictures(images, said), _heat(model, said, console)
+        masks = read(results, ("row_id", "lung_rle", "disease_rle"))
+        place = {row_id: i for i, row_id in enumerate(masks["row_id"].to_pylist())}
+        first = [(i, row) for i, row in enumerate(rows[:top]) if row["status"] == "ok"]
+        with console.progress("drawing", len(first)) as step:
+            for i, row in first:
+                step()
+                runs = masks.slice(place[row["row_id"]], 1).to_pylist()[0]
+                try:
+                    shown[i] = _picture(pictures, row | runs, heat)
+                except ItemError as error:
+                    made.problems.append((row["row_id"], str(error.reason)))
     data = {
-        "summary": summary(rows, provenance(table), _run(run)),
+        "summary": summary(rows, said, _run(run)),
         "by": by,
+        "heat": any("heat" in picture for picture in shown.values()),
         "columns": columns,
         "rows": [[_plain(row[c]) for c in columns] for row in rows],
         "meanings": {str(c): c.meaning for c in (*Skip, *Fail, *Caution)},
     }
     write(out, page(data, shown).encode())
-    made.files += [out] * len(shown)
     return made
 
 
-def _picture(pictures: Pictures, row: dict[str, Any]) -> dict[str, Any]:
-    """A JPEG as base64, and the outlines of the masks as SVG paths."""
+def _heat(model: Path | None, said: dict[str, Any], console: Console) -> Heat | None:
+    """What draws the heat maps; None, and a line why, where nobody asked for this model."""
+    from comit.look.heat import Heat
+
+    try:
+        return Heat(model or BUNDLED, said)
+    except UsageError as error:
+        if model is not None:
+            raise
+        console.line(f"no heat maps: {error}")
+        return None
+
+
+def _picture(pictures: Pictures, row: dict[str, Any], heat: Heat | None) -> dict[str, str]:
+    """The X-ray and its heat map as JPEG in base64, the outlines of its masks as SVG paths."""
     import cv2
 
-    from comit.look.picture import masks, outline
+    from comit.look.picture import masks, outline, show
 
-    grey = pictures.show(row)
+    image = pictures.open(row)
+    grey = show(image)
     scale = min(1.0, LONGEST / max(grey.shape))
     if scale < 1:
         size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-    jpeg = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes()
-    found = masks(row)
-    return {
-        "jpeg": base64.b64encode(jpeg).decode(),
-        "lungs": outline(found.lungs) if found else "",
-        "disease": outline(found.disease) if found else "",
-    }
+    found = {"jpeg": _jpeg(grey)}
+    if row["lung_rle"] is not None:
+        lungs, disease = masks(row)
+        found |= {"lungs": outline(lungs), "disease": outline(disease)}
+    if heat is not None:
+        found["heat"] = _jpeg(heat.disease(image))
+    return found
+
+
+def _jpeg(grey: NDArray[np.uint8]) -> str:
+    import cv2
+
+    encoded = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 82])[1]
+    return base64.b64encode(encoded.tobytes()).decode()
 
 
 def summary(
@@ -128,9 +164,8 @@ def summary(
         histograms.append({"name": name, "counts": counts, "threshold": threshold})
     facts = {k: str(v) for k, v in said.items() if k != "thresholds" and v is not None}
     if run:
-        facts["throughput"] = (
-            f"{run.get('images_per_second')} images/s: {run.get('screened')} in {run.get('seconds')} s"
-        )
+        rate, screened, seconds = (run.get(k) for k in ("images_per_second", "screened", "seconds"))
+        facts["throughput"] = f"{rate} images/s: {screened} in {seconds} s"
         facts["device"] = str((run.get("engine") or {}).get("device"))
     return {
         "rows": len(rows),
@@ -144,7 +179,7 @@ def summary(
     }
 
 
-def page(data: dict[str, Any], shown: dict[int, Any]) -> str:
+def page(data: dict[str, Any], shown: dict[int, dict[str, str]]) -> str:
     """The page; its two blocks of JSON hold no character that could end them."""
     template = files("comit.look").joinpath("report.html").read_text(encoding="utf-8")
     script = template.partition("<script>")[2].partition("</script>")[0]

@@ -156,9 +156,7 @@ class _Tones(NamedTuple):
     warnings: tuple[Caution, ...]
 
 
-def _tones(
-    grid: Grid, presentation: Presentation
-) -> tuple[Grid, NDArray[np.bool_] | None, _Tones]:
+def _tones(grid: Grid, presentation: Presentation) -> tuple[Grid, NDArray[np.bool_] | None, _Tones]:
     """The grid after step 3, which of its cells are padding, if any, and its tones."""
     warnings: list[Caution] = []
     outside = np.isnan(grid)
@@ -227,9 +225,7 @@ def _look_up(values: Grid, lut: Lut) -> Grid:
     return np.asarray(found, dtype=np.float32)
 
 
-def _ends(
-    values: Grid, outside: NDArray[np.bool_] | None
-) -> tuple[np.float32, np.float32] | None:
+def _ends(values: Grid, outside: NDArray[np.bool_] | None) -> tuple[np.float32, np.float32] | None:
     """The values that step 4 spreads to 0 and to 1; None where that is a single value."""
     inside = values.ravel() if outside is None else values[~outside]
     k = CLIPPED * inside.size // values.size
