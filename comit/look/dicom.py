@@ -371,7 +371,7 @@ def _capture(source: Dataset, rgb: Rgb, said: dict[str, Any]) -> Dataset:
     )
     if not known:  # highdicom asks for one; type 2C: empty where unknown
         made["PatientOrientation"].clear()
-    del made.Laterality  # the chest has none
+    made.add_new("Laterality", "CS", None)  # likewise: what the picture shows is not verified
     made.BurnedInAnnotation = "YES"
     made.ConversionType = "WSD"  # made on a workstation
     made.ImageType = ["DERIVED", "SECONDARY"]

@@ -131,7 +131,7 @@ def draw(grey: Grey, found: Masks, *, fill: bool = False, label: str | None = No
             tint = np.asarray(colour, np.float32) * share
             rgb[large] = np.rint(rgb[large] * np.float32(1 - share) + tint).astype(np.uint8)
         else:
-            area = np.asarray(large, np.uint8)
+            area = large.astype(np.uint8)
             outlines, _ = cv2.findContours(area, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(rgb, outlines, -1, colour, thickness)
     if label:
@@ -161,7 +161,7 @@ def outline(mask: Mask) -> str:
 
     It runs through the outermost thirds, so cells alone still have an area.
     """
-    thirds = np.kron(mask.astype(np.uint8), np.ones((3, 3), np.uint8))
+    thirds = mask.astype(np.uint8).repeat(3, axis=0).repeat(3, axis=1)
     found, _ = cv2.findContours(thirds, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     parts = []
     for contour in found:
