@@ -404,7 +404,7 @@ def _instance(kind: Kind, said: dict[str, Any]) -> dict[str, Any]:
         "instance_number": 1,
         "manufacturer": "comit",
         "manufacturer_model_name": _model(said),
-        "software_versions": (f"comit {__version__}",),
+        "software_versions": f"comit {__version__}",
         "device_serial_number": _text(said.get("model_sha256"), 64),
     }
 
