@@ -122,6 +122,23 @@ def memory(
     show(found, ("rows", "seconds", "peak_bytes", "ratio"), to)
 
 
+@bench.command()
+@click.argument("results", type=PATH)
+@click.option("--images", type=PATH, help="As in comit report.")
+@click.option("--rows", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option("--top", type=click.IntRange(0), default=200, show_default=True)
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--json", "to", type=PATH, help="Also write figures and machine as JSON.")
+def report(
+    results: Path, images: Path | None, rows: int, top: int, repeat: int, to: Path | None
+) -> None:
+    """Open the report of RESULTS, repeated to --rows, in Chromium; time until it answers."""
+    from comit.bench.report import measure
+
+    found = measure(results, images, rows, top, repeat)
+    show(found, ("rows", "megabytes", "ready_s", "interactive_s", "end_key_ms"), to)
+
+
 def show(found: Sequence[Any], columns: Sequence[str], to: Path | None) -> None:
     """Prints a table of dataclasses; with ``to`` also writes them and the machine as JSON."""
     import json

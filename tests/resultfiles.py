@@ -32,11 +32,12 @@ def disc(y: int, x: int, radius: int) -> NDArray[np.bool_]:
 
 LUNGS = disc(110, 65, 45) | disc(110, 160, 45)
 DISEASE = disc(130, 70, 12) & ~disc(130, 70, 4)
+RUNS = encode(np.stack([LUNGS, DISEASE]))
 
 
 def ok(row_id: str, path: str | None = None, *, unhealthy: float = 0.5, **columns: Any):
     """A row that was scored, with masks."""
-    lungs, disease = encode(np.stack([LUNGS, DISEASE]))
+    lungs, disease = RUNS
     return {
         "row_id": row_id,
         "path": path or f"{row_id}.png",
