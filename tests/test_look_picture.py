@@ -14,6 +14,7 @@ from comit.errors import ItemError, UsageError
 from comit.look.picture import (
     DISEASE,
     LUNGS,
+    RAMP,
     Masks,
     Pictures,
     draw,
@@ -153,3 +154,15 @@ def test_a_file_name_is_harmless_and_unique(path):
     assert len(stems) == 2
     for stem in stems:
         assert len(stem) <= 80 and not set(stem) & set("/\\.<>=() \n") and stem[0] not in "-_"
+
+
+def test_a_heat_map_colours_where_it_is_high_and_leaves_the_rest():
+    grey = np.full((448, 448), 90, np.uint8)
+    heat = np.zeros((224, 224), np.float32)
+    heat[:, 150:] = 1
+    nothing = Masks(np.zeros_like(rf.LUNGS), np.zeros_like(rf.DISEASE))
+    rgb = draw(grey, nothing, heat=heat)
+    assert (rgb[:, :290] == 90).all()
+    *colour, opacity = RAMP[-1]
+    expected = [90 * (1 - opacity) + 255 * c * opacity for c in colour]
+    assert np.abs(rgb[:, 310:] - expected).max() <= 1

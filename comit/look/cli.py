@@ -60,12 +60,52 @@ def report(results: Path, images: Path | None, out: Path, **given: Any) -> None:
     "--style", type=click.Choice(["contour", "fill"]), default="contour", show_default=True
 )
 @click.option("--flagged", is_flag=True, help="Only rows with a flag.")
-def overlay(results: Path, images: Path | None, out: Path, style: str, flagged: bool) -> None:
-    """Write PNG pictures of RESULTS into the folder OUT: lungs blue, disease orange."""
+@click.option(
+    "--explain", type=click.Choice(["gradcam"]), help="Also what the network looked at, as heat."
+)
+@click.option(
+    "--task",
+    type=click.Choice(["unhealthy", "covid"]),
+    default="unhealthy",
+    show_default=True,
+    help="The score to explain.",
+)
+@click.option(
+    "--model",
+    type=PATH,
+    help="The training run or .onnx file to explain; default: the bundled one.",
+)
+def overlay(
+    results: Path,
+    images: Path | None,
+    out: Path,
+    style: str,
+    flagged: bool,
+    explain: str | None,
+    task: Any,
+    model: Path | None,
+) -> None:
+    """Write PNG pictures of RESULTS into the folder OUT: lungs blue, disease orange.
+
+    --explain runs the network again in PyTorch. Needs: pip install 'comit[train]'
+    """
     from comit.console import Console
     from comit.look.overlay import overlay as run
 
-    made = run(results, images, out, fill=style == "fill", flagged=flagged, console=Console())
+    explained = None
+    if explain:
+        from comit.look.explain import GradCam
+
+        explained = GradCam(model, task)
+    made = run(
+        results,
+        images,
+        out,
+        fill=style == "fill",
+        flagged=flagged,
+        explain=explained,
+        console=Console(),
+    )
     _close(made, f"{len(made.files):,} pictures in {out}; {made.without:,} rows without")
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from comit.console import Console
 from comit.errors import ItemError
 from comit.look.output import Made, make_folder, write
 from comit.results import provenance, read
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from comit.decode import Image
 
 NEEDED = (
     "row_id",
@@ -29,13 +37,14 @@ def overlay(
     *,
     fill: bool = False,
     flagged: bool = False,
+    explain: Callable[[Image], NDArray[np.float32]] | None = None,
     console: Console | None = None,
 ) -> Made:
     """Writes a PNG into ``out`` for every row of ``results`` with masks.
 
     ``images`` is the folder that was screened; None is the one that the results name. ``flagged``
-    leaves the other rows out. Raises UsageError; the trouble of one picture is noted and the
-    others are made.
+    leaves the other rows out; ``explain`` makes a heat map of (224, 224) in [0, 1] to lay beneath
+    the masks. Raises UsageError; the trouble of one picture is noted and the others are made.
     """
     import cv2
 
@@ -54,7 +63,9 @@ def overlay(
                 made.without += 1
                 continue
             try:
-                rgb = draw(show(pictures.open(row)), masks(row), fill=fill)
+                image = pictures.open(row)
+                heat = explain(image) if explain else None
+                rgb = draw(show(image), masks(row), fill=fill, heat=heat)
             except ItemError as error:
                 made.problems.append((row["row_id"], str(error.reason)))
                 continue

@@ -31,6 +31,13 @@ Rgb = NDArray[np.uint8]
 LUNGS = (86, 204, 242)  # RGB, light blue
 DISEASE = (255, 122, 51)  # orange: apart from blue for every kind of colour vision
 RESEARCH = "RESEARCH USE ONLY"
+RAMP = (  # red, green, blue and opacity of a heat map at 0, 1/4, 1/2, 3/4 and 1
+    (0.0, 0.0, 0.0, 0.0),
+    (0.48, 0.12, 0.64, 0.40),
+    (1.0, 0.35, 0.12, 0.55),
+    (1.0, 0.75, 0.18, 0.60),
+    (1.0, 1.0, 0.69, 0.65),
+)
 Row = Mapping[str, Any]
 
 
@@ -119,10 +126,22 @@ def to_picture(mask: Mask, height: int, width: int) -> Mask:
     return np.asarray(mask[np.ix_(y, x)])
 
 
-def draw(grey: Grey, found: Masks, *, fill: bool = False, label: str | None = None) -> Rgb:
-    """(H, W, 3) uint8 RGB: lungs and disease as contours, or filled, over a (H, W) picture."""
+def draw(
+    grey: Grey,
+    found: Masks,
+    *,
+    fill: bool = False,
+    heat: NDArray[np.float32] | None = None,
+    label: str | None = None,
+) -> Rgb:
+    """(H, W, 3) uint8 RGB: lungs and disease as contours, or filled, over a (H, W) picture.
+
+    ``heat`` is a map of (224, 224) in [0, 1] to lay beneath them.
+    """
     height, width = grey.shape
     rgb = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+    if heat is not None:
+        rgb = _warm(rgb, heat)
     thickness = max(1, round(min(height, width) / 350))
     for mask, colour in zip(found, (LUNGS, DISEASE), strict=True):
         large = to_picture(mask, height, width)
@@ -137,6 +156,18 @@ def draw(grey: Grey, found: Masks, *, fill: bool = False, label: str | None = No
     if label:
         _write(rgb, label)
     return np.asarray(rgb, dtype=np.uint8)
+
+
+def _warm(rgb: Any, heat: NDArray[np.float32]) -> Any:
+    """A heat map in the colours of :data:`RAMP` over a picture."""
+    height, width = rgb.shape[:2]
+    large = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
+    stops = np.linspace(0, 1, len(RAMP))
+    *colour, opacity = (
+        np.interp(large, stops, c).astype(np.float32) for c in zip(*RAMP, strict=True)
+    )
+    tint = 255 * np.stack(colour, axis=-1)
+    return np.rint(rgb + (tint - rgb) * opacity[..., None]).astype(np.uint8)
 
 
 def _write(rgb: Any, label: str) -> None:

@@ -16,21 +16,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
 from comit import __version__
 from comit.card import BUNDLED
 from comit.console import Console
 from comit.errors import ItemError, UsageError
 from comit.look.output import Made, write
+from comit.look.picture import RAMP, Pictures, masks, outline, show
 from comit.look.worklist import triage
 from comit.reasons import Caution, Fail, Skip
 from comit.results import provenance, read
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from comit.look.heat import Heat
-    from comit.look.picture import Pictures
 
 SCORES = ("score_unhealthy", "score_covid", "score_other")
 COLUMNS = (  # of the table, in the order in which the page gets them
@@ -81,24 +82,23 @@ def write_report(
     shown: dict[int, dict[str, str]] = {}
     made = Made([out])
     if top:
-        from comit.look.picture import Pictures
-
         pictures, heat = Pictures(images, said), _heat(model, said, console)
-        masks = read(results, ("row_id", "lung_rle", "disease_rle"))
-        place = {row_id: i for i, row_id in enumerate(masks["row_id"].to_pylist())}
+        runs = read(results, ("row_id", "lung_rle", "disease_rle"))
+        place = {row_id: i for i, row_id in enumerate(runs["row_id"].to_pylist())}
         first = [(i, row) for i, row in enumerate(rows[:top]) if row["status"] == "ok"]
         with console.progress("drawing", len(first)) as step:
             for i, row in first:
                 step()
-                runs = masks.slice(place[row["row_id"]], 1).to_pylist()[0]
+                (of_row,) = runs.slice(place[row["row_id"]], 1).to_pylist()
                 try:
-                    shown[i] = _picture(pictures, row | runs, heat)
+                    shown[i] = _picture(pictures, row | of_row, heat)
                 except ItemError as error:
                     made.problems.append((row["row_id"], str(error.reason)))
     data = {
         "summary": summary(rows, said, _run(run)),
         "by": by,
         "heat": any("heat" in picture for picture in shown.values()),
+        "ramp": RAMP,
         "columns": columns,
         "rows": [[_plain(row[c]) for c in columns] for row in rows],
         "meanings": {str(c): c.meaning for c in (*Skip, *Fail, *Caution)},
@@ -122,10 +122,6 @@ def _heat(model: Path | None, said: dict[str, Any], console: Console) -> Heat | 
 
 def _picture(pictures: Pictures, row: dict[str, Any], heat: Heat | None) -> dict[str, str]:
     """The X-ray and its heat map as JPEG in base64, the outlines of its masks as SVG paths."""
-    import cv2
-
-    from comit.look.picture import masks, outline, show
-
     image = pictures.open(row)
     grey = show(image)
     scale = min(1.0, LONGEST / max(grey.shape))
@@ -142,8 +138,6 @@ def _picture(pictures: Pictures, row: dict[str, Any], heat: Heat | None) -> dict
 
 
 def _jpeg(grey: NDArray[np.uint8]) -> str:
-    import cv2
-
     encoded = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 82])[1]
     return base64.b64encode(encoded.tobytes()).decode()
 
