@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 
 import dicoms
@@ -18,6 +19,7 @@ from comit.cli import main
 from comit.errors import ItemError
 from comit.look.dicom import export, make
 from comit.look.picture import DISEASE, LUNGS
+from comit.results import decode_mask, read
 
 hd = pytest.importorskip("highdicom")
 
@@ -260,13 +262,35 @@ def test_the_command_writes_and_counts(tmp_path):
     assert dcmread(written).Modality == "SEG"
 
 
-@pytest.mark.real
-@pytest.mark.parametrize("kind", KINDS)
-def test_objects_of_real_radiographs_have_no_error(shared, tmp_path, kind):
+@pytest.fixture(scope="module")
+def real(shared, tmp_path_factory):
+    """Results of every DICOM file of the shared folder, and that folder."""
     from comit.console import Console
     from comit.screen import screen
 
-    screen(shared / "dicom", tmp_path / "r.parquet", console=Console(quiet=True))
-    found = export(tmp_path / "r.parquet", shared / "dicom", tmp_path / "out", kind)
+    results = tmp_path_factory.mktemp("real") / "r.parquet"
+    screen(shared / "dicom", results, console=Console(quiet=True))
+    return results, shared / "dicom"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("kind", KINDS)
+def test_objects_of_real_radiographs_have_no_error(real, tmp_path, kind):
+    found = export(*real, tmp_path, kind)
     assert len(found.files) == 6 and found.problems == []
     assert {path.name: errors(path) for path in found.files} == {p.name: [] for p in found.files}
+
+
+@pytest.mark.real
+def test_masks_of_real_radiographs_come_back_bit_for_bit(real, tmp_path):
+    rows = [r for r in read(real[0]).to_pylist() if r["status"] == "ok"]
+    for row, path in zip(rows, export(*real, tmp_path, "seg").files, strict=True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that the source spells in an old way
+            seg = hd.seg.segread(path)
+        (pixels,) = seg.get_pixels_by_source_instance(
+            [row["sop_instance_uid"]], segment_numbers=[1, 2]
+        )
+        assert pixels.shape == (row["rows"], row["cols"], 2)
+        for number, name in enumerate(("lung_rle", "disease_rle")):
+            assert np.array_equal(on_grid(pixels[..., number]), decode_mask(row[name]))
