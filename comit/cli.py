@@ -59,6 +59,7 @@ def main() -> None:
     \b
       comit demo phantoms                                 draw a few synthetic X-rays
       comit screen phantoms --out results.parquet         screen a folder
+      comit report results.parquet --out report.html --images phantoms
       comit info                                          version, engines, model card
     """
 
