@@ -7,5 +7,6 @@ overlay    PNG pictures with contours or fills
 report     one self-contained page
 worklist   CSV in triage order
 dicom      segmentation, measurement report and secondary capture
+reference  what those take over from a radiograph's header
 compare    two results files of the same inputs
 """

@@ -4,13 +4,12 @@ seg  Segmentation (PS3.3 A.51): lungs and disease at Rows x Columns of the radio
 sr   Enhanced SR of TID 1500 (PS3.16): scores, flags, disease fraction, which algorithm
 sc   Secondary Capture (PS3.3 A.8): contours and "RESEARCH USE ONLY" burned in
 
-Patient and study are the radiograph's. A value of it that its VR does not allow (a malformed birth
-date or age) is dropped rather than copied, and geometry that it lacks stays absent.
+Patient and study are the radiograph's, as far as valid (:mod:`comit.look.reference`); geometry that
+it lacks stays absent.
 """
 
 from __future__ import annotations
 
-import datetime
 import re
 import warnings
 from io import BytesIO
@@ -36,6 +35,7 @@ from comit.look.picture import (
     show,
     to_picture,
 )
+from comit.look.reference import reference
 from comit.reasons import Fail
 from comit.results import COLUMNS, provenance, read
 
@@ -103,9 +103,8 @@ def make(kind: Kind, data: bytes, row: dict[str, Any], said: dict[str, Any]) -> 
             elif kind == "seg":
                 made = _segmentation(source, masks(row), said)
             else:
-                made = _capture(
-                    source, draw(show(image), masks(row), label=_label(row, said)), said
-                )
+                rgb = draw(show(image), masks(row), label=_label(row, said))
+                made = _capture(source, rgb, said)
             made.SpecificCharacterSet = source.SpecificCharacterSet
             buffer = BytesIO()
             made.save_as(buffer)
@@ -114,103 +113,6 @@ def make(kind: Kind, data: bytes, row: dict[str, Any], said: dict[str, Any]) -> 
         except Exception as error:  # its text may hold header values
             raise ItemError(Fail.CORRUPT) from error
     return buffer.getvalue()
-
-
-# -- the radiograph -----------------------------------------------------------------------------
-
-IDENTIFIED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-# What a derived object inherits: PS3.3 C.7.1.1 Patient, C.7.2.1 General Study, C.7.2.2 Patient
-# Study. Sequences and free text beyond these stay behind.
-INHERITED = (
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientBirthDate",
-    "PatientBirthTime",
-    "PatientSex",
-    "PatientAge",
-    "PatientSize",
-    "PatientWeight",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "StudyDescription",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-)
-TYPE_2 = (  # present, and empty where unknown
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-)
-PICTURED = ("Rows", "Columns", "Modality", "PatientOrientation")
-
-
-def reference(data: bytes) -> Dataset:
-    """Header of a radiograph: what derived objects need, valid values only; raises ItemError."""
-    from pydicom import dcmread
-    from pydicom.dataset import Dataset
-
-    raw = dcmread(BytesIO(data), force=True, stop_before_pixels=True)
-    kept = Dataset()
-    for keyword in (*IDENTIFIED, *INHERITED, *PICTURED):
-        if keyword in raw and valid(raw, keyword):
-            kept[keyword] = raw[keyword]
-    if any(not kept.get(keyword) for keyword in IDENTIFIED):
-        raise ItemError(Fail.CORRUPT)
-    for keyword in TYPE_2:
-        if keyword not in kept:
-            setattr(kept, keyword, None)
-    kept.SpecificCharacterSet = "ISO_IR 192"  # texts are decoded by now, and written as UTF-8
-    kept.file_meta = raw.file_meta
-    return kept
-
-
-def valid(ds: Dataset, keyword: str) -> bool:
-    """Whether an element holds what PS3.5 6.2 allows its VR, and a date or sex that there is."""
-    from pydicom.config import RAISE
-    from pydicom.datadict import dictionary_VM, dictionary_VR
-    from pydicom.valuerep import validate_value
-
-    try:
-        element = ds[keyword]
-        if dictionary_VR(element.tag) != element.VR:
-            return False
-        values = element.value if element.VM > 1 else [element.value]
-        if element.VM > 1 and dictionary_VM(element.tag) == "1":
-            return False
-        for value in values:
-            if value is None or value == "":
-                continue
-            if element.VR != "US":
-                validate_value(element.VR, str(value), RAISE)
-            if not _legible(str(value), "SpecificCharacterSet" in ds):
-                return False
-            if element.VR == "DA":
-                datetime.datetime.strptime(str(value), "%Y%m%d")
-            if element.VR == "DS" and not float(value) > 0:  # of a size or weight
-                return False
-            if element.VR == "UI" and not re.fullmatch(r"[0-9]+(\.[0-9]+)+", str(value)):
-                return False
-            if keyword == "PatientSex" and value not in ("M", "F", "O"):
-                return False
-            if keyword == "PatientOrientation" and not re.fullmatch("[ALRPHF]{1,3}", str(value)):
-                return False
-    except Exception:  # pydicom raises many kinds for values it cannot parse
-        return False
-    return True
-
-
-def _legible(text: str, declared: bool) -> bool:
-    """Whether text is what PS3.5 6.1 allows: ASCII alone unless a character set is declared."""
-    # U+FFFD is what pydicom gives for bytes that are none of the character set.
-    return text.isprintable() and "\ufffd" not in text and (declared or text.isascii())
 
 
 # -- the objects --------------------------------------------------------------------------------
@@ -260,7 +162,8 @@ def _segmentation(source: Dataset, found: Masks, said: dict[str, Any]) -> Datase
         content_label="COMIT",
         content_description="Research use only, not for diagnosis",
         series_description="comit masks, RESEARCH USE ONLY",
-        **_instance("seg", said),
+        **_instance("seg"),
+        **_equipment(said),
     )
     made.SegmentsOverlap = "YES"
     made.PatientOrientation = source.get("PatientOrientation")  # type 2C: empty where unknown
@@ -323,11 +226,6 @@ def _report(source: Dataset, row: dict[str, Any], said: dict[str, Any]) -> Datas
         ],
         title=codes.DCM.ImagingMeasurementReport,
     )
-    common = _instance("sr", said)
-    equipment = {
-        k: common.pop(k)
-        for k in ("manufacturer_model_name", "software_versions", "device_serial_number")
-    }
     made = sr.EnhancedSR(
         evidence=[source],
         content=content[0],
@@ -335,8 +233,9 @@ def _report(source: Dataset, row: dict[str, Any], said: dict[str, Any]) -> Datas
         is_final=False,
         is_verified=False,
         series_description="comit scores, RESEARCH USE ONLY",
-        **common,
+        **_instance("sr"),
     )
+    equipment = _equipment(said)
     made.ManufacturerModelName = equipment["manufacturer_model_name"]
     made.SoftwareVersions = equipment["software_versions"]
     made.DeviceSerialNumber = equipment["device_serial_number"]
@@ -351,11 +250,6 @@ def _label(row: dict[str, Any], said: dict[str, Any]) -> str:
 def _capture(source: Dataset, rgb: Rgb, said: dict[str, Any]) -> Dataset:
     from highdicom.sc import SCImage
 
-    common = _instance("sc", said)
-    own = {
-        k: common.pop(k)
-        for k in ("manufacturer_model_name", "software_versions", "device_serial_number")
-    }
     orientation = tuple(source.get("PatientOrientation") or ())
     known = len(orientation) == 2
     made = SCImage.from_ref_dataset(
@@ -367,7 +261,7 @@ def _capture(source: Dataset, rgb: Rgb, said: dict[str, Any]) -> Dataset:
         patient_orientation=orientation if known else ("L", "F"),
         transfer_syntax_uid="1.2.840.10008.1.2.1",
         series_description="comit contours, RESEARCH USE ONLY",
-        **common,
+        **_instance("sc"),
     )
     if not known:  # highdicom asks for one; type 2C: empty where unknown
         made["PatientOrientation"].clear()
@@ -377,8 +271,9 @@ def _capture(source: Dataset, rgb: Rgb, said: dict[str, Any]) -> Dataset:
     made.ImageType = ["DERIVED", "SECONDARY"]
     made.DerivationDescription = "Outlines of lungs and disease by a network; research use only"
     made.SecondaryCaptureDeviceManufacturer = "comit"
-    made.SecondaryCaptureDeviceManufacturerModelName = own["manufacturer_model_name"]
-    made.SecondaryCaptureDeviceSoftwareVersions = own["software_versions"]
+    equipment = _equipment(said)
+    made.SecondaryCaptureDeviceManufacturerModelName = equipment["manufacturer_model_name"]
+    made.SecondaryCaptureDeviceSoftwareVersions = equipment["software_versions"]
     made.SourceImageSequence = [_referenced(source)]
     return made
 
@@ -393,8 +288,8 @@ def _referenced(source: Dataset) -> Dataset:
     return item
 
 
-def _instance(kind: Kind, said: dict[str, Any]) -> dict[str, Any]:
-    """What every object says of itself and of what made it; its UIDs are new each time."""
+def _instance(kind: Kind) -> dict[str, Any]:
+    """What identifies an object; its UIDs are new each time."""
     from highdicom import UID
 
     return {
@@ -403,6 +298,12 @@ def _instance(kind: Kind, said: dict[str, Any]) -> dict[str, Any]:
         "sop_instance_uid": UID(),
         "instance_number": 1,
         "manufacturer": "comit",
+    }
+
+
+def _equipment(said: dict[str, Any]) -> dict[str, str]:
+    """What made an object, as PS3.3 C.7.5.2 Enhanced General Equipment names it."""
+    return {
         "manufacturer_model_name": _model(said),
         "software_versions": f"comit {__version__}",
         "device_serial_number": _text(said.get("model_sha256"), 64),
