@@ -24,7 +24,7 @@ from comit.results import decode_mask, read
 hd = pytest.importorskip("highdicom")
 
 KINDS = ("seg", "sr", "sc")
-SAID = {"model": "tiny", "model_sha256": "ab" * 32, "preprocessing": "1"}
+SAID = {"model": "tiny", "model_sha256": "ab" * 32, "thresholds": rf.THRESHOLDS}
 GEOMETRY = (  # what a projection radiograph of unknown spacing has no values for
     "PixelSpacing",
     "ImagerPixelSpacing",
@@ -116,7 +116,7 @@ def test_a_report_holds_scores_flags_fraction_and_the_algorithm():
     }
     assert flags(group) == {"flag_unhealthy": "No", "flag_covid": "No"}
     texts = {item.get("TextValue") for item in _items(report)}
-    assert {"tiny", "model_sha256: " + "ab" * 32} <= texts
+    assert {"tiny", "model_sha256: " + "ab" * 32, "threshold covid: 0.4"} <= texts
     assert report.VerificationFlag == "UNVERIFIED" and report.PreliminaryFlag == "PRELIMINARY"
 
 

@@ -115,9 +115,6 @@ def make(kind: Kind, data: bytes, row: dict[str, Any], said: dict[str, Any]) -> 
     return buffer.getvalue()
 
 
-# -- the objects --------------------------------------------------------------------------------
-
-
 def _segmentation(source: Dataset, found: Masks, said: dict[str, Any]) -> Dataset:
     from highdicom import UID, AlgorithmIdentificationSequence
     from highdicom.seg import Segmentation, SegmentDescription
@@ -174,12 +171,15 @@ def _report(source: Dataset, row: dict[str, Any], said: dict[str, Any]) -> Datas
     from highdicom import UID, sr
     from pydicom.sr.codedict import codes
 
+    parameters = {k: said.get(k) for k in ("model_sha256", "preprocessing")}
+    thresholds = said.get("thresholds") or {}
+    parameters |= {f"threshold {k}": thresholds.get(k) for k in ("unhealthy", "covid")}
     algorithm = sr.AlgorithmIdentification(
         name=_model(said),
         version=f"comit {__version__}",
         family=codes.DCM.ArtificialIntelligence,
         manufacturer="comit",
-        parameters=[f"{k}: {said[k]}" for k in ("model_sha256", "preprocessing") if k in said],
+        parameters=[f"{k}: {v}" for k, v in parameters.items() if v is not None],
     )
 
     def own(value: str, meaning: str) -> sr.CodedConcept:
@@ -301,7 +301,7 @@ def _instance(kind: Kind) -> dict[str, Any]:
     }
 
 
-def _equipment(said: dict[str, Any]) -> dict[str, str]:
+def _equipment(said: dict[str, Any]) -> dict[str, Any]:
     """What made an object, as PS3.3 C.7.5.2 Enhanced General Equipment names it."""
     return {
         "manufacturer_model_name": _model(said),
