@@ -8,13 +8,13 @@ import subprocess
 import warnings
 from pathlib import Path
 
-import dicoms
 import numpy as np
 import pytest
 import resultfiles as rf
 from click.testing import CliRunner
 from pydicom import dcmread
 
+from comit.bench.faults import dicoms
 from comit.cli import main
 from comit.errors import ItemError
 from comit.look.dicom import export, make

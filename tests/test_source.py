@@ -9,15 +9,18 @@ import pytest
 
 from comit.errors import UsageError
 from comit.reasons import Fail, Skip
-from comit.source import SHARD, read_items, write_worklist
+from comit.source import SHARD, Selection, read_items, write_worklist
 
 
-def items(source: Path, tmp_path: Path, pattern: str = "*", exclude=()):
-    to = tmp_path / "work" / "list.parquet"
-    to.parent.mkdir(exist_ok=True)
-    count = write_worklist(source, to, pattern, exclude)
-    found = read_items(pq.read_table(to))
-    assert len(found) == count == len({i.row_id for i in found})
+def items(source: Path, tmp_path: Path, pattern: str = "*", exclude=(), **selection):
+    """The items of a source; its work list stays in work/list.parquet."""
+    work = tmp_path / "work"
+    work.mkdir(exist_ok=True)
+    chosen = Selection(pattern, tuple(exclude), **selection)
+    with (work / "list.parquet").open("w+b") as to, (work / "paths.parquet").open("w+b") as paths:
+        write_worklist(source, to, paths, chosen)
+    found = read_items(pq.read_table(work / "list.parquet"), pq.read_table(work / "paths.parquet"))
+    assert len(found) == len({i.row_id for i in found})
     return found
 
 
@@ -58,12 +61,16 @@ def test_links_inside_are_visited_once_and_links_outside_are_skipped(tree, tmp_p
     (tree / "loop").symlink_to(tree)
     (tree / "twin.dcm").symlink_to(tree / "b/2.dcm")
     (tree / "z.png").symlink_to(tmp_path / "outside.png")
+    (tree / "y.png").symlink_to(tree / "gone.png")
+    (tree / "x.png").symlink_to(tree / "x.png")
     found = {i.path: i.problem for i in items(tree, tmp_path)}
     assert found == {
         "a.jpg": None,
         "b/1.png": None,
         "b/2.dcm": None,
         "c/d/e.dcm": None,
+        "x.png": Fail.VANISHED,
+        "y.png": Fail.VANISHED,
         "z.png": Skip.OUTSIDE_ROOT,
     }
 

@@ -71,7 +71,7 @@ class Pictures:
                 break
             file = os.path.realpath(os.path.join(self._root, name))  # noqa: PTH118
             if file.startswith(self._root + b"/") and os.path.isfile(file):  # noqa: PTH113
-                return read_file(file, Limits().file_bytes)
+                return read_file(file, Limits().file_bytes).data
         raise ItemError(Fail.VANISHED)
 
     def open(self, row: Row) -> Image:
