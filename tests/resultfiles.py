@@ -52,6 +52,7 @@ def ok(row_id: str, path: str | None = None, *, unhealthy: float = 0.5, **column
         "flag_unhealthy": unhealthy >= THRESHOLDS["unhealthy"],
         "flag_covid": unhealthy / 2 >= THRESHOLDS["covid"],
         "sop_instance_uid": None,
+        "file_crc32": None,
         "lung_rle": lungs,
         "disease_rle": disease,
         "lung_fraction": 0.25,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 
 import cv2
 import numpy as np
@@ -81,6 +82,14 @@ def test_results_without_plain_paths_say_so(tmp_path, mode):
 def test_masks_are_never_laid_over_another_picture(tmp_path):
     rf.draw(tmp_path / "a.png", 301, 260)
     assert refused(Pictures(tmp_path, {}), rf.ok("a")) is Fail.CHANGED
+
+
+def test_a_file_that_was_replaced_by_another_of_its_size_is_refused(tmp_path):
+    rf.draw(tmp_path / "a.png")
+    row = rf.ok("a", file_crc32=zlib.crc32((tmp_path / "a.png").read_bytes()))
+    assert Pictures(tmp_path, {}).open(row)
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((300, 260), 90, np.uint8))
+    assert refused(Pictures(tmp_path, {}), row) is Fail.CHANGED
 
 
 def test_a_mask_of_another_grid_is_refused():

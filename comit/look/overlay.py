@@ -25,6 +25,7 @@ NEEDED = (
     "flag_unhealthy",
     "flag_covid",
     "sop_instance_uid",
+    "file_crc32",
     "lung_rle",
     "disease_rle",
 )

@@ -64,14 +64,21 @@ class Pictures:
         self._root = os.path.realpath(os.fsencode(folder))
 
     def data(self, row: Row) -> bytes:
-        """The bytes of a row's file; raises ItemError, ``vanished`` where there is none."""
+        """The bytes of a row's file; raises ItemError.
+
+        ``vanished`` where there is none, ``changed`` where they are not those that were screened:
+        masks are never laid over another picture.
+        """
         path = row["path"] or ""
         for name in (path.encode(), _as_listed(path)):
             if b"\0" in name:
                 break
             file = os.path.realpath(os.path.join(self._root, name))  # noqa: PTH118
             if file.startswith(self._root + b"/") and os.path.isfile(file):  # noqa: PTH113
-                return read_file(file, Limits().file_bytes).data
+                contents = read_file(file, Limits().file_bytes)
+                if row["file_crc32"] not in (None, contents.crc32):
+                    raise ItemError(Fail.CHANGED)
+                return contents.data
         raise ItemError(Fail.VANISHED)
 
     def open(self, row: Row) -> Image:
@@ -82,8 +89,7 @@ class Pictures:
 def open_as(row: Row, data: bytes) -> Image:
     """The picture in a file's bytes, where it is the row's; raises ItemError.
 
-    ``changed`` where it has another size or SOPInstanceUID: masks are never laid over another
-    picture.
+    ``changed`` where it has another size or SOPInstanceUID.
     """
     image = open_image(data)
     uid = row["sop_instance_uid"]

@@ -83,7 +83,7 @@ def write_report(
     made = Made([out])
     if top:
         pictures, heat = Pictures(images, said), _heat(model, said, console)
-        runs = read(results, ("row_id", "lung_rle", "disease_rle"))
+        runs = read(results, ("row_id", "file_crc32", "lung_rle", "disease_rle"))
         place = {row_id: i for i, row_id in enumerate(runs["row_id"].to_pylist())}
         first = [(i, row) for i, row in enumerate(rows[:top]) if row["status"] == "ok"]
         with console.progress("drawing", len(first)) as step:
