@@ -239,6 +239,12 @@ def test_keys_page_through_and_switch_layers(page):
         assert (
             p(f"return getComputedStyle(document.querySelector('path.{layer}')).display") != "none"
         )
+    p.press("h")  # without a heat map the outlines are filled
+    assert p("return getComputedStyle(document.querySelector('path.disease')).fill") == "none"
+    p.press("i")
+    assert (
+        p("return getComputedStyle(document.querySelector('#stage image')).filter") == "invert(1)"
+    )
 
 
 @pytest.mark.browser
