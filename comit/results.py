@@ -97,17 +97,20 @@ def schema() -> pa.Schema:
 def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of a results file, or of a folder of them: ``columns``, or all there are.
 
-    In a folder, names that begin with a dot or an underscore are none of the results. A column of
-    ours that the results lack is null throughout, so those of other settings can be read alike.
-    Raises UsageError where the results are not comit's, two rows have one ``row_id``, or there is
-    no column of a name asked for.
+    Of a folder, those are the files ``*.parquet`` that are not hidden. A column of ours that the
+    results lack is null throughout, so those of other settings can be read alike. Raises
+    UsageError where the results are not comit's, two rows have one ``row_id``, or there is no
+    column of a name asked for.
     """
     import pyarrow as pa
     import pyarrow.dataset as ds
 
     ours = {f.name: f for f in schema()}
     try:
-        data = ds.dataset(path, format="parquet")
+        files = [Path(path)]
+        if files[0].is_dir():
+            files = sorted(f for f in files[0].glob("*.parquet") if f.name[0] not in "._")
+        data = ds.dataset([str(f) for f in files], format="parquet")
         present = data.schema.names
         if not {"row_id", "status"} <= set(present):
             raise UsageError(f"{path} is not a results file of comit: no row_id and status")

@@ -87,6 +87,15 @@ def test_the_command_says_how_many_rows_and_for_what(tmp_path):
     assert done.exit_code == 2 and "cannot be written" in done.stderr
 
 
+@pytest.mark.parametrize("command", [["worklist"], ["report", "--top", "0"]])
+def test_the_results_are_never_replaced_by_what_is_made_of_them(tmp_path, command):
+    results = rf.write(tmp_path / "r.parquet", [rf.ok("a")])
+    before = results.read_bytes()
+    done = CliRunner().invoke(main, [*command, str(results), "--out", str(results)])
+    assert done.exit_code == 2 and "is the input" in done.stderr
+    assert results.read_bytes() == before
+
+
 def test_results_without_paths_have_a_work_list_all_the_same(tmp_path):
     row = rf.ok("0f" * 16) | {"path": None}
     (found,) = listed(tmp_path, [row])

@@ -30,6 +30,8 @@ def test_a_folder_is_the_sum_of_its_nights_and_of_nothing_hidden(tmp_path):
     rf.write(tmp_path / "1.parquet", [rf.ok("a")])
     rf.write(tmp_path / "2.parquet", [rf.ok("b"), rf.unscored("c", "failed", "empty")])
     (tmp_path / "_SUCCESS").touch()
+    (tmp_path / "report.html").write_text("made of it")
+    (tmp_path / ".part.parquet").touch()
     (tmp_path / ".comit").mkdir()
     rf.write(tmp_path / ".comit" / "part.parquet", [rf.ok("staged")])
     table = read(tmp_path)

@@ -25,6 +25,12 @@ def make_folder(out: Path) -> None:
         raise UsageError(f"{out} cannot be made a folder: {error.strerror}") from error
 
 
+def refuse_input(out: Path, results: Path) -> None:
+    """Raises UsageError where ``out`` would replace the results it is made from."""
+    if out.exists() and out.samefile(results):
+        raise UsageError(f"{out} is the input; give the output another name")
+
+
 def write(to: Path, data: bytes) -> None:
     """Writes a file; raises UsageError."""
     try:

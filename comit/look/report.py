@@ -24,7 +24,7 @@ from comit import __version__
 from comit.card import BUNDLED
 from comit.console import Console
 from comit.errors import ItemError, UsageError
-from comit.look.output import Made, write
+from comit.look.output import Made, refuse_input, write
 from comit.look.picture import RAMP, Pictures, masks, outline, show
 from comit.look.worklist import triage
 from comit.reasons import Caution, Fail, Skip
@@ -77,6 +77,7 @@ def write_report(
     console = console or Console(quiet=True)
     columns = list(dict.fromkeys((*COLUMNS, *extra)))
     table = read(results, columns)
+    refuse_input(out, results)
     said = provenance(table)
     rows = triage(table.to_pylist(), by)
     shown: dict[int, dict[str, str]] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from comit.errors import UsageError
+from comit.look.output import refuse_input
 from comit.results import read
 
 SCORES = ("score_unhealthy", "score_covid", "score_other", "disease_fraction")
@@ -52,6 +53,7 @@ def worklist(
     """
     columns = list(dict.fromkeys((*COLUMNS, *extra)))
     rows = read(results, columns).to_pylist()
+    refuse_input(out, results)
     ok = triage([r for r in rows if r["status"] == "ok"], by)
     listed = ok + [r for r in rows if r["status"] == "failed"]
     try:
