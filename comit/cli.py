@@ -99,6 +99,11 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--pattern", default="*", show_default=True, help="File names to take of a folder.")
 @click.option(
+    "--root",
+    type=PATH,
+    help="Folder that a manifest's paths are relative to and may not leave [default: its own].",
+)
+@click.option(
     "--masks",
     type=click.Choice(["all", "flagged", "none"]),
     default="all",

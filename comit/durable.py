@@ -9,11 +9,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from comit.errors import Stopped
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # What link(2) says where the file system has no hard links: FAT, exFAT, SMB, some FUSE.
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -72,6 +78,22 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         file.write(json.dumps(content, indent=1).encode())
         finish(file)
     replace(temporary, path)
+
+
+@contextmanager
+def parquet(
+    file: BinaryIO, schema: pa.Schema, compression: str = "snappy"
+) -> Iterator[pq.ParquetWriter]:
+    """A writer whose footer is written only if all went well."""
+    import pyarrow.parquet as pq
+
+    writer = pq.ParquetWriter(file, schema, compression=compression)
+    try:
+        yield writer
+        writer.close()
+    except BaseException:
+        writer.is_open = False  # else it would write a footer when it is collected
+        raise
 
 
 def as_others_may_read(path: Path) -> None:

@@ -53,7 +53,6 @@ def merge(
     :data:`CONTENT`. UIDs are dropped where the metadata says that results have no identifiers.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     doubtful = duplicated(lambda: (*parts(), *earlier()))
     secret = metadata["comit_identifiers"].startswith("none")
@@ -72,8 +71,7 @@ def merge(
                 columns["screened_at"] = pa.repeat(pa.scalar(began, pa.timestamp("us", "UTC")), n)
                 if writer is None:
                     final = final_schema(table.schema).with_metadata(metadata)
-                    writer = pq.ParquetWriter(file, final, compression="zstd")
-                    closing.enter_context(writer)
+                    writer = closing.enter_context(durable.parquet(file, final, "zstd"))
                 named = pa.table([columns[f.name] for f in final], schema=final)
                 writer.write_table(named, row_group_size=ROW_GROUP)
         durable.finish(file)

@@ -32,7 +32,10 @@ class Skip(Code):
     UNVERIFIED_VIEW = "unverified_view", "no tag says frontal chest, and --view-policy strict asks"
     MULTI_FRAME = "multi_frame", "more than one frame or page; comit reads single radiographs"
     UNSUPPORTED_FORMAT = "unsupported_format", "not DICOM, PNG or JPEG, by its content"
-    OUTSIDE_ROOT = "outside_root", "a link that leads out of the folder being screened"
+    OUTSIDE_ROOT = (
+        "outside_root",
+        "a link or a path with .. that leads out of the folder screened",
+    )
     NOT_A_FILE = "not_a_file", "a FIFO, socket or device; never opened"
 
 

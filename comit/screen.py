@@ -56,6 +56,7 @@ class Options:
     batch_size: int | None = None  # images; None is the engine's own choice
     workers: int | None = None  # decoding processes; None is the usable cores, 32 at most
     pattern: str = "*"  # file names to take from a folder
+    root: Path | None = None  # where a manifest's paths begin, and what they may not leave
     masks: Masks = "all"  # which rows get masks: all, flagged or none
     operating_point: str = "90"  # specificity in % that the flags' thresholds have: 90 or 99
     timeout: float = 60.0  # seconds that reading and decoding one file may take
@@ -124,7 +125,9 @@ def screen(
     workers = options.workers or min(usable_cores(), 32)
     with Sink(out, options.restart, options.retry_failed) as sink, ExitStack() as stack:
         names = identifiers(options, sink)
-        taken = Selection(options.pattern, (sink.out, sink.staging), names, options.keep)
+        taken = Selection(
+            options.pattern, (sink.out, sink.staging), names, options.keep, options.root
+        )
         private = names.mode != "plain"
         if not sink.list(lambda to, files: write_worklist(source, to, files, taken), private):
             Metrics(options.metrics_file, sink).succeeded()
@@ -153,8 +156,10 @@ def screen(
             "identifiers": names.described(),
             "schema": SCHEMA_VERSION,
         }
-        root = source.absolute() if source.is_dir() else source.absolute().parent
-        sink.freeze(settings, metadata(card.name, settings, names.text(os.fsencode(root))))
+        root = options.root or (source if source.is_dir() else source.parent)
+        sink.freeze(
+            settings, metadata(card.name, settings, names.text(os.fsencode(root.absolute())))
+        )
         started = time.perf_counter()
         with (
             Lanes(engine, sink, point, options.masks) as lanes,

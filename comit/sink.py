@@ -342,7 +342,8 @@ class Sink:
         with self._stopping():
             try:
                 with durable.create(temporary) as file:
-                    pq.write_table(table, file, compression="zstd")
+                    with durable.parquet(file, table.schema, "zstd") as writer:
+                        writer.write_table(table)
                     durable.finish(file)
                 if pq.read_table(temporary, columns=["row_id"])["row_id"] != work["row_id"]:
                     raise Stopped(f"{temporary.name} does not read back as written")
@@ -443,7 +444,6 @@ def findings_schema() -> pa.Schema:
 
 def _take(parquet: Any, wanted: pa.BooleanArray | None, to: BinaryIO) -> None:
     """Copies the wanted rows in row groups of a shard."""
-    import pyarrow.parquet as pq
 
     def chosen() -> Iterator[pa.RecordBatch]:
         start = 0
@@ -455,7 +455,7 @@ def _take(parquet: Any, wanted: pa.BooleanArray | None, to: BinaryIO) -> None:
                 table = table.filter(mask)
             yield from table.to_batches()
 
-    with pq.ParquetWriter(to, parquet.schema_arrow) as writer:
+    with durable.parquet(to, parquet.schema_arrow) as writer:
         for table in rechunk(chosen(), SHARD):
             writer.write_table(table, row_group_size=SHARD)
     to.flush()

@@ -223,7 +223,7 @@ class Folder(Target):
         merged = self.staging / MERGED
         expected = sum(pq.read_metadata(f).num_rows for f in small)
         with durable.create(merged) as file:
-            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            with durable.parquet(file, schema, "zstd") as writer:
                 for table in gathered(t for f in small for t in row_groups(f)):
                     writer.write_table(table.cast(schema), row_group_size=ROW_GROUP)
             durable.finish(file)
@@ -274,7 +274,7 @@ def _rewrite(
     schema = schema or pq.read_schema(old)
     rows = 0
     with durable.create(to) as file:
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        with durable.parquet(file, schema, "zstd") as writer:
             for table in row_groups(old):
                 changed = change(table)
                 rows += changed.num_rows

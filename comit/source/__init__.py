@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from comit import durable
 from comit.errors import UsageError
 from comit.identifiers import Identifiers
 from comit.reasons import REASONS, Fail, Skip
@@ -56,6 +58,7 @@ class Selection:
     exclude: tuple[Path, ...] = ()  # paths of ours inside the folder
     identifiers: Identifiers = Identifiers()
     keep: tuple[str, ...] = ()  # manifest columns that may be passed through unless plain
+    root: Path | None = None  # where a manifest's paths begin, and what they may not leave
 
 
 def write_worklist(
@@ -72,6 +75,8 @@ def write_worklist(
     if source.is_file() and manifest.is_manifest(source):
         manifest.write(source, to, files, selection)
         return
+    if selection.root is not None:
+        raise UsageError(f"a root is for the paths of a manifest, and {source} is none")
     if source.is_dir():
         items = folder.items(source, selection)
     else:
@@ -87,13 +92,13 @@ class Writer:
 
     def __init__(self, to: BinaryIO, files: BinaryIO, passed: Sequence[pa.Field] = ()) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         self._own = worklist_schema()
         self._schema = pa.schema([*self._own, *passed])
         self._files_schema = files_schema()
-        self._list = pq.ParquetWriter(to, self._schema)
-        self._files = pq.ParquetWriter(files, self._files_schema)
+        self._closing = ExitStack()
+        self._list = self._closing.enter_context(durable.parquet(to, self._schema))
+        self._files = self._closing.enter_context(durable.parquet(files, self._files_schema))
 
     def __enter__(self) -> Writer:
         return self
@@ -104,8 +109,7 @@ class Writer:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._list.close()
-        self._files.close()
+        self._closing.__exit__(kind, value, traceback)
 
     def write(self, items: list[Item], passed: Sequence[pa.ChunkedArray] = ()) -> None:
         """Appends at most :data:`SHARD` items, with their values of the passed columns."""

@@ -1,9 +1,10 @@
 """A Parquet or CSV table with a column ``path``: every row an item, other columns passed through.
 
-``path`` is relative to the manifest's folder, or absolute. ``id``, where there is one, becomes
-``row_id`` and must be unique. A column with a name that results use themselves is passed through
-as ``manifest_NAME``. Unless identifiers are plain, only columns that the user names to be kept are
-passed through: any other may hold a name.
+``path`` is relative to the manifest's folder and may not leave it by ``..``, or absolute. With a
+root it is relative to that, and what leads out of it in any way is not opened. ``id``, where there
+is one, becomes ``row_id`` and must be unique. A column with a name that results use themselves is
+passed through as ``manifest_NAME``. Unless identifiers are plain, only columns that the user names
+to be kept are passed through: any other may hold a name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from comit.errors import UsageError
-from comit.reasons import Fail
+from comit.reasons import Fail, Skip
 from comit.source import (
     OWN_COLUMNS,
     PARQUET_MAGIC,
@@ -61,7 +62,8 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
     passed = [_plain(schema.field(n)).with_name(r) for n, r in zip(names, renamed, strict=True)]
     seen: dict[str, int] = {}
     occurrences: Counter[bytes] = Counter()
-    base, count = os.fsencode(manifest.parent), 0
+    base, count = os.fsencode(selection.root or manifest.parent), 0
+    jail = os.path.realpath(base) if selection.root else None
     with Writer(to, files, passed) as writer:
         for table in rechunk(batches, SHARD):
             paths = table["path"].cast(pa.string()).to_pylist()
@@ -79,14 +81,24 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
                 if (first := seen.setdefault(identity, count + i)) != count + i:
                     raise UsageError(f"{manifest}: rows {first} and {count + i} have the same id")
                 file = os.path.join(base, name)  # noqa: PTH118 (bytes)
-                if path:
-                    items.append(Item(identity, identifiers.path(name), file, *stamp(file)))
-                else:
-                    items.append(Item(identity, path, file, problem=Fail.NULL_PATH))
+                problem: Skip | Fail | None = None if path else Fail.NULL_PATH
+                if path and _leaves(base, name, jail):
+                    problem = Skip.OUTSIDE_ROOT
+                known = stamp(file) if problem is None else (None, None)
+                shown = identifiers.path(name) if path else path
+                items.append(Item(identity, shown, file, *known, problem))
             writer.write(items, [_storage(table[n]) for n in names])
             count += len(paths)
     if not count:
         raise UsageError(f"{manifest} has no rows")
+
+
+def _leaves(base: bytes, name: bytes, jail: bytes | None) -> bool:
+    """Whether a path leads out of where it may: by ``..``, or with a root in any way at all."""
+    if jail is not None:
+        real = os.path.realpath(os.path.join(base, name))  # noqa: PTH118 (bytes)
+        return os.path.commonpath([jail, real]) != jail
+    return not os.path.isabs(name) and os.path.normpath(name).split(b"/")[0] == b".."  # noqa: PTH117
 
 
 def _plain(field: pa.Field) -> pa.Field:
