@@ -123,6 +123,23 @@ def memory(
 
 
 @bench.command()
+@click.argument("results", type=PATH)
+@click.option("--images", type=PATH, help="As in comit report.")
+@click.option("--rows", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option("--top", type=click.IntRange(0), default=200, show_default=True)
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--json", "to", type=PATH, help="Also write figures and machine as JSON.")
+def report(
+    results: Path, images: Path | None, rows: int, top: int, repeat: int, to: Path | None
+) -> None:
+    """Open the report of RESULTS, repeated to --rows, in Chromium; time until it answers."""
+    from comit.bench.report import measure
+
+    found = measure(results, images, rows, top, repeat)
+    show(found, ("rows", "megabytes", "ready_s", "interactive_s", "end_key_ms"), to)
+
+
+@bench.command()
 @click.option("--short", is_flag=True, help="A few of each, in minutes.")
 @click.option("--only", multiple=True, help="One kind of fault; repeat for several.")
 @click.option(

@@ -16,6 +16,7 @@ from comit.bench.cli import bench
 from comit.console import Console, printable
 from comit.errors import ComitError, Stopped
 from comit.export.cli import export
+from comit.look.cli import COMMANDS
 from comit.training.cli import train
 
 
@@ -60,6 +61,7 @@ def main() -> None:
     \b
       comit demo phantoms                                 draw a few synthetic X-rays
       comit screen phantoms --out results.parquet         screen a folder
+      comit report results.parquet --out report.html --images phantoms
       comit info                                          version, engines, model card
     """
 
@@ -284,5 +286,5 @@ def info(model: Path | None, as_json: bool) -> None:
     click.echo(information(model, as_json))
 
 
-for command in (train, export, bench):
+for command in (train, export, bench, *COMMANDS):
     main.add_command(command)

@@ -84,7 +84,7 @@ def _with_masks(row: Row, masks: NDArray[np.bool_]) -> Row:
 def encode(masks: NDArray[np.bool_]) -> list[dict[str, Any]]:
     """(N, H, W) masks to COCO's compressed RLE, ``{"size": [H, W], "counts": str}`` each.
 
-    ``pycocotools.mask.decode`` reads them as they are.
+    ``comit.results.decode_mask`` and ``pycocotools.mask.decode`` read them as they are.
     """
     import cv2
     from pycocotools import mask
@@ -96,10 +96,3 @@ def encode(masks: NDArray[np.bool_]) -> list[dict[str, Any]]:
         cv2.transpose(picture, into)
     encoded = mask.encode(turned.transpose(2, 1, 0))
     return [{"size": list(e["size"]), "counts": e["counts"].decode("ascii")} for e in encoded]
-
-
-def decode(rle: dict[str, Any]) -> NDArray[np.bool_]:
-    """The (H, W) mask of a COCO RLE."""
-    from pycocotools import mask
-
-    return np.asarray(mask.decode(rle), dtype=np.bool_)

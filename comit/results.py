@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from comit.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 SCHEMA_VERSION = "2"
 
@@ -86,3 +92,60 @@ def schema() -> pa.Schema:
     return pa.schema(
         [pa.field(c, kinds.get(c, pa.string()), nullable=c not in required) for c in COLUMNS]
     )
+
+
+def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a results file, or of a folder of them: ``columns``, or all there are.
+
+    Of a folder, those are the files ``*.parquet`` that are not hidden. A column of ours that the
+    results lack is null throughout, so those of other settings can be read alike. Raises
+    UsageError where the results are not comit's, two rows have one ``row_id``, or there is no
+    column of a name asked for.
+    """
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    ours = {f.name: f for f in schema()}
+    try:
+        files = [Path(path)]
+        if files[0].is_dir():
+            files = sorted(f for f in files[0].glob("*.parquet") if f.name[0] not in "._")
+        data = ds.dataset([str(f) for f in files], format="parquet")
+        present = data.schema.names
+        if not {"row_id", "status"} <= set(present):
+            raise UsageError(f"{path} is not a results file of comit: no row_id and status")
+        wanted = list(columns or [*COLUMNS, *(n for n in present if n not in ours)])
+        if unknown := [n for n in wanted if n not in present and n not in ours]:
+            raise UsageError(f"{path} has no column {unknown[0]!r}")
+        table = data.to_table(list(dict.fromkeys([*(n for n in wanted if n in present), "row_id"])))
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"{path} cannot be read as Parquet") from error
+    if len(table["row_id"].unique()) != len(table):
+        raise UsageError(f"{path} has two rows of one row_id")
+    for name in wanted:
+        if name not in present:
+            table = table.append_column(ours[name], pa.nulls(len(table), ours[name].type))
+    return table.select(wanted)
+
+
+def provenance(table: pa.Table) -> dict[str, Any]:
+    """Where the numbers come from: the file's metadata without the prefix ``comit_``.
+
+    ``thresholds`` is a dict, or None. Of a folder it is what its first file says.
+    """
+    import json
+
+    raw = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    found: dict[str, Any] = {
+        k.removeprefix("comit_"): v for k, v in raw.items() if k.startswith("comit_")
+    }
+    found["thresholds"] = json.loads(found.get("thresholds", "null"))
+    return found
+
+
+def decode_mask(rle: dict[str, Any]) -> NDArray[np.bool_]:
+    """The (224, 224) mask of ``lung_rle`` or ``disease_rle``: a COCO RLE, (H, W) of its size."""
+    import numpy as np
+    from pycocotools import mask
+
+    return np.asarray(mask.decode(rle), dtype=np.bool_)

@@ -33,7 +33,8 @@ def comit(*arguments: object):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["screen", "--help"], ["train", "--help"], ["--version"]]
+    "words",
+    [["--help"], ["screen", "--help"], ["train", "--help"], ["dicom", "--help"], ["--version"]],
 )
 def test_help_loads_nothing_heavy(words):
     code = (
