@@ -140,6 +140,30 @@ def report(
 
 
 @bench.command()
+@click.argument("source", metavar="INPUT", type=PATH)
+@engine_options
+@click.option("--share", "shares", type=click.FloatRange(0, 1), multiple=True)
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
+def flagged(
+    source: Path,
+    model: Path | None,
+    to: Path | None,
+    shares: tuple[float, ...],
+    repeat: int,
+    **given: Any,
+) -> None:
+    """Compare --masks flagged with --masks all, where 5, 30 and 100 % are flagged."""
+    from comit.bench.flagged import measure
+    from comit.card import BUNDLED
+    from comit.screen import Options
+
+    options = Options(model=model or BUNDLED, **given)
+    found = measure(source, options, list(shares or (0.05, 0.3, 1.0)), repeat)
+    columns = ("share", "images", "flagged_images", "all_per_second", "flagged_per_second")
+    show(found, (*columns, "ratio", "lowest", "highest"), to)
+
+
+@bench.command()
 @click.option("--short", is_flag=True, help="A few of each, in minutes.")
 @click.option("--only", multiple=True, help="One kind of fault; repeat for several.")
 @click.option(
