@@ -136,8 +136,10 @@ def screen(
             precision=options.precision,
             batch_size=options.batch_size,
         )
+        root = options.root or (source if source.is_dir() else source.parent)
         settings = {
             "input": names.text(os.fsencode(source.absolute())),
+            "root": names.text(os.fsencode(root.absolute())),
             "pattern": options.pattern,
             "model": card.sha256,
             "preprocessing": preprocess_version,
@@ -149,10 +151,7 @@ def screen(
             "identifiers": names.described(),
             "schema": SCHEMA_VERSION,
         }
-        root = options.root or (source if source.is_dir() else source.parent)
-        sink.freeze(
-            settings, metadata(card.name, settings, names.text(os.fsencode(root.absolute())))
-        )
+        sink.freeze(settings, metadata(card.name, settings))
         started = time.perf_counter()
         with (
             Lanes(engine, sink, point, options.masks) as lanes,
@@ -220,7 +219,7 @@ def anonymous(done: Done, names: Identifiers) -> Done:
     return done._replace(**hidden)
 
 
-def metadata(model: str, settings: dict[str, Any], root: str) -> dict[str, str]:
+def metadata(model: str, settings: dict[str, Any]) -> dict[str, str]:
     """Key-value metadata of the Parquet file: where its numbers come from."""
     return {
         "comit_version": __version__,
@@ -233,7 +232,7 @@ def metadata(model: str, settings: dict[str, Any], root: str) -> dict[str, str]:
         "comit_thresholds": json.dumps(settings["operating point"]),
         "comit_view_policy": settings["view policy"],
         "comit_identifiers": settings["identifiers"],
-        "comit_root": root,
+        "comit_root": settings["root"],
         "comit_intended_use": "research use only; not for diagnosis",
     }
 

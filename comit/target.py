@@ -50,7 +50,7 @@ class Target(ABC):
 
     out: Path
     staging: Path
-    outlive: tuple[str, ...] = (LOCK,)  # what stays in the staging folder between runs
+    outlive: tuple[str, ...] = (LOCK, KEY)  # what stays while the staging folder does
 
     def recover(self) -> None:  # noqa: B027
         """Finishes what a killed run had begun to put in place."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import threading
 
 import pyarrow.parquet as pq
 import pytest
@@ -93,11 +94,10 @@ def test_a_night_with_another_key_is_refused(tmp_path, archive, tiny_model, key)
         run(archive, folder, tiny_model, identifiers="hashed", key=key)
 
 
-def test_a_hidden_run_is_resumed_from_what_is_there(tmp_path, archive, tiny_model, key):
-    import threading
-
+@pytest.mark.parametrize("mode", ["hashed", "none"])
+def test_a_hidden_run_is_resumed_from_what_is_there(tmp_path, archive, tiny_model, key, mode):
     out, stop = tmp_path / "r.parquet", threading.Event()
-    hidden = {"identifiers": "hashed", "key": key}
+    hidden = {"identifiers": mode, "key": key if mode == "hashed" else None}
     stop.set()
     with pytest.raises(Stopped):
         screen(
