@@ -100,8 +100,7 @@ IMAGES = st.fixed_dictionaries(
     {
         "size": st.tuples(st.integers(1, 900), st.integers(1, 900)),
         "dtype": st.sampled_from([np.uint8, np.uint16, np.int16]),
-        "slope": st.sampled_from([1.0, 2.0, -0.37, 0.001]),
-        "intercept": st.sampled_from([0.0, -1024.0, 7.5]),
+        "rescale": st.sampled_from([(1.0, 0.0), (2.0, -1024.0), (-0.37, 7.5), (0.001, 0.0)]),
         "modality_lut": st.booleans(),
         "voi": st.none() | st.just("lut") | WINDOWS,
         "inverted": st.booleans(),
@@ -117,8 +116,9 @@ def drawn(rng: np.random.Generator, image: dict[str, Any]) -> tuple[Source, Pres
     """
     samples = shapes(rng, *image["size"], image["dtype"])
     low, high = float(samples.min()), float(samples.max()) + 1
+    slope, intercept = image["rescale"]
     modality_lut = voi = None
-    ends = sorted(v * image["slope"] + image["intercept"] for v in (low, high))
+    ends = sorted(v * slope + intercept for v in (low, high))
     if image["modality_lut"]:
         modality_lut = Lut(low, tuple(np.linspace(0, 90, 500) ** 1.5))
         ends = [0.0, 90.0**1.5]
@@ -129,7 +129,7 @@ def drawn(rng: np.random.Generator, image: dict[str, Any]) -> tuple[Source, Pres
         span = ends[1] - ends[0]
         voi = Window(ends[0] + at * span, max(2.0, share * span), function)
     return samples, Presentation(
-        image["slope"], image["intercept"], modality_lut, voi, image["inverted"], image["padding"]
+        slope, intercept, modality_lut, voi, image["inverted"], image["padding"]
     )
 
 
