@@ -21,8 +21,8 @@ def publish(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _replace(path, content)
-        _replace(_note(path), hashlib.sha256(content).hexdigest().encode())
+        replace_file(path, content)
+        replace_file(_note(path), hashlib.sha256(content).hexdigest().encode())
     except OSError:
         return
 
@@ -48,7 +48,8 @@ def _note(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file as a whole, mode 0600; raises OSError with the old one untouched."""
     number, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
     try:
         with os.fdopen(number, "wb") as file:

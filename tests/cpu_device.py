@@ -74,5 +74,11 @@ class CpuDevice(Device):
             call.append((ctypes.c_void_p if pointer else ctypes.c_int)(int(argument)))
         getattr(self._library, kernel)(*call)
 
+    def handle(self, stream: Any) -> int:
+        return 0
+
+    def describe(self) -> tuple[str, int]:
+        return "a CPU none", 13000
+
     def wait(self, stream: Any) -> None:
         pass

@@ -204,14 +204,35 @@ def test_on_a_gpu_machine_the_order_is_fastest_first(monkeypatch):
 def test_a_gpu_machine_without_tensorrt_is_told(tiny_model, monkeypatch):
     require("openvino")
     monkeypatch.setattr(engines, "gpu_present", lambda: True)
+    monkeypatch.setitem(sys.modules, "pycuda", None)
     engine = load_engine(tiny_model)
-    assert engine.notes[0] == f"not used: {engines.TENSORRT}"
+    assert engine.notes[0].startswith("not used: engine tensorrt (")
+    assert engine.notes[0].endswith("pip install 'comit[gpu]'")
 
 
-def test_tensorrt_says_what_is_missing(tiny_model):
-    with pytest.raises(UsageError, match="no TensorRT engine"):
+def test_a_machine_without_a_gpu_is_told(tiny_model, monkeypatch):
+    require("openvino")
+    monkeypatch.setattr(engines, "gpu_present", lambda: False)
+    note = "not used: tensorrt; this machine has no NVIDIA GPU"
+    assert load_engine(tiny_model).notes == (note,)
+    assert load_engine(tiny_model, device="cpu").notes == ()
+    assert load_engine(tiny_model, "openvino").notes == ()
+
+
+def test_tensorrt_says_what_is_missing(tiny_model, monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    said = "engine tensorrt (tensorrt, pycuda) needs a package that is not here: pip install 'comit"
+    with pytest.raises(MissingExtra) as error:
         load_engine(tiny_model, "tensorrt")
-    assert dict(available())["tensorrt"] == engines.TENSORRT
+    assert str(error.value) == f"{said}[gpu]'" == dict(available())["tensorrt"]
+
+
+def test_any_of_the_tensorrt_packages_will_do(monkeypatch):
+    here = {"tensorrt_rtx_bindings", "pycuda"}
+    monkeypatch.setattr(engines, "find_spec", lambda name: name if name in here else None)
+    assert dict(available())["tensorrt"] is None
+    here.remove("pycuda")
+    assert "engine tensorrt (pycuda)" in dict(available())["tensorrt"]
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,14 @@ class Device(ABC):
         """Starts a kernel of ``cuda/kernels.cu``."""
 
     @abstractmethod
+    def handle(self, stream: Any) -> int:
+        """The CUstream of a stream, for other libraries."""
+
+    @abstractmethod
+    def describe(self) -> tuple[str, int]:
+        """(name and compute capability, CUDA version of the driver: 13000 is 13.0)."""
+
+    @abstractmethod
     def wait(self, stream: Any) -> None:
         """Returns once all work of ``stream`` is done."""
 
@@ -151,6 +159,14 @@ class PycudaDevice(Device):
     ) -> None:
         """See :meth:`Device.launch`."""
         self._function(kernel)(*given(arguments), grid=grid, block=block, stream=stream)
+
+    def handle(self, stream: Any) -> int:
+        """See :meth:`Device.handle`."""
+        return int(stream.handle)
+
+    def describe(self) -> tuple[str, int]:
+        """See :meth:`Device.describe`."""
+        return f"{self.gpu.name()} {self.arch}", int(self._cuda.get_driver_version())
 
     def wait(self, stream: Any) -> None:
         """See :meth:`Device.wait`; lets other threads run meanwhile."""
