@@ -326,6 +326,29 @@ def test_engines_print_nothing(tiny_model, capfd, caplog, images):
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
+def test_a_fused_network_is_the_same_network(tiny_model, images):
+    torch = pytest.importorskip("torch")
+    from comit.engine.torch import ConvolutionRelu, fuse_relu, on_gpu
+    from comit.export.graph import Graph
+    from comit.export.to_onnx import load_network
+    from comit.model.network import fold_batch_norm
+
+    cpu = torch.device("cpu")
+    fused = on_gpu(load_network(tiny_model), torch.float32, cpu, "fused")
+    layers = [m for m in fused.modules() if isinstance(m, ConvolutionRelu)]
+    assert len(layers) == 37  # all but the last of either decoder
+    plain = Graph(fold_batch_norm(load_network(tiny_model)))
+    with torch.inference_mode():
+        scores, masks = (
+            (a.float() - b.float()).abs().max()
+            for a, b in zip(*(net(torch.from_numpy(images)) for net in (plain, fused)), strict=True)
+        )
+    assert scores < 1e-5 and masks <= 1
+    assert fuse_relu(fused.network) is fused.network
+    with pytest.raises(UsageError, match="choose compiled"):
+        on_gpu(plain.network, torch.float32, cpu, "other")
+
+
 def test_openvino_neither_reports_nor_leaves_files(tmp_path):
     """Its telemetry would write ~/intel and connect from a forked process, at import."""
     require("openvino")
