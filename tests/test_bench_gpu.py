@@ -18,8 +18,9 @@ from comit.bench.gpu import Part, Settings, Suite, convolutions, flops, markdown
 from comit.cli import main  # noqa: E402
 
 SMALL = Settings(
-    device="cpu", batch_sizes=(1, 2), width=0.125, gemm=64, copied=4096, repeat=2, seconds=0.05
-)
+    device="cpu", batch_sizes=(1, 2), width=0.125, gemm=64, copied=4096, repeat=2, seconds=0.05,
+    screened=5, side=0.25,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,13 @@ def test_engines_that_are_here_are_compared_and_timed(report: dict[str, Any]) ->
     }
     for row in timed:
         assert row["TFLOP/s"] == pytest.approx(row["images/s"] * flops(0.125) / 1e12)
+
+
+def test_every_kind_of_file_goes_through_the_whole_pipeline(report: dict[str, Any]) -> None:
+    rows = part(report, "pipeline")["rows"]
+    assert {r["files"] for r in rows} == {"raw png", "raw dcm", "jpeg dcm"}
+    ran = [r for r in rows if r["engine"] != "tensorrt"]
+    assert len(ran) == 6 and all(r["screened"] == 5 and r["ratio"] > 0 for r in ran)
 
 
 def test_layers_are_held_against_the_ceilings_of_the_same_run(report: dict[str, Any]) -> None:
@@ -125,14 +133,14 @@ def test_a_part_that_fails_is_told_and_the_rest_goes_on(
         rows.append({"ok": False, "difference": 1.0})
 
     nothing = {name: lambda self, rows: None for name in ("torch_variants", "unpooling", "layers",
-               "engine_parity", "latency", "kernel_rates")}  # fmt: skip
+               "engine_parity", "latency", "kernel_rates", "pipeline")}  # fmt: skip
     for name, method in {**nothing, "ceilings": broken, "kernel_parity": wide}.items():
         monkeypatch.setattr(Suite, name, method)
     parts = run(SMALL, tmp_path / "r", lambda line: None)
     assert (parts[0].status, parts[0].reason) == ("failed", "RuntimeError: no")
     assert parts[0].rows == [{"so far": 1}]
     assert (parts[1].status, parts[1].reason) == ("failed", "1 of 1 beyond the tolerance")
-    assert [p.status for p in parts[2:]] == ["ok"] * 6
+    assert [p.status for p in parts[2:]] == ["ok"] * 7
     given = ["bench", "gpu", "--device", "cpu", "--out", str(tmp_path / "c")]
     assert CliRunner().invoke(main, given).exit_code == 1
 

@@ -100,6 +100,8 @@ class PycudaDevice(Device):
         except ModuleNotFoundError as error:
             raise MissingExtra("the GPU pipeline (pycuda)", "gpu") from error
         except ImportError as error:
+            if "libcuda" not in str(error):
+                raise UsageError(f"pycuda does not load ({error}); install it anew") from error
             raise UsageError(
                 "pycuda finds no NVIDIA driver (libcuda.so.1); install it, or use --device cpu"
             ) from error
