@@ -95,6 +95,7 @@ def test_progress_is_told(rtx: Any, half: bytes) -> None:
     assert any("optimi" in line.lower() for line in said)
 
 
+@pytest.mark.slow
 def test_the_command_writes_an_engine_and_its_card_and_keeps_it(
     rtx: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
