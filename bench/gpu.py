@@ -82,7 +82,7 @@ def run(settings: Settings, out: Path, say: Callable[[str], None] = print) -> li
     here = machine()
     for part in parts:
         started = time.perf_counter()
-        if started - began > 60 * settings.minutes:
+        if started - began >= 60 * settings.minutes:
             part.reason = f"the {settings.minutes:g} minutes were over"
         else:
             _run(part, suite.parts[part.name])
@@ -99,8 +99,13 @@ def _run(part: Part, measured: Callable[[list[Row]], None]) -> None:
     try:
         measured(part.rows)  # rows so far stay where a later one fails
         bad = [r for r in part.rows if r.get("ok") is False]
-        part.status = "failed" if bad else "ok"
-        part.reason = f"{len(bad)} of {len(part.rows)} beyond the tolerance" if bad else ""
+        if bad:
+            part.status = "failed"
+            part.reason = f"{len(bad)} of {len(part.rows)} beyond the tolerance"
+        elif part.rows and all("why not" in r for r in part.rows):
+            part.reason = "nothing of it could run"
+        else:
+            part.status = "ok"
     except (Absent, ComitError) as error:
         part.reason = str(error)
     except Exception as error:  # a report with one hole is worth more than none
@@ -159,6 +164,7 @@ class Suite:
 
     def engine_parity(self, rows: list[Row]) -> None:
         """Scores and masks of every engine beside PyTorch in float32, on the bundled model."""
+        self._need_device()
         content = open_model(BUNDLED)[1]
         half = to_bytes(load_network(content), "fp16", "bundled")
         images, source = self._pixels()
@@ -202,7 +208,7 @@ class Suite:
                     captured = Captured(graph, size, torch.float16, self.device)
                     seconds = self.timed(captured.replay)
                 except Exception as error:  # one variant that fails hides no other
-                    row["said"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                    row["why not"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
                     torch.cuda.empty_cache()
                     continue
                 row |= {"ms": 1e3 * seconds, "images/s": size / seconds}
@@ -276,7 +282,7 @@ class Suite:
                     try:
                         found = throughput(Path(folder), options, self.settings.seconds)
                     except ComitError as error:
-                        row["said"] = str(error)
+                        row["why not"] = str(error)
                         continue
                 row |= {
                     "precision": found.engine["precision"],
@@ -320,7 +326,7 @@ class Suite:
                 try:
                     seconds = self.timed(*work)
                 except Exception as error:  # an operation this device lacks
-                    row["said"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                    row["why not"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
                     continue
                 row |= {"ms": 1e3 * seconds, "GB/s needed": least_bytes / seconds / 1e9}
 
@@ -385,7 +391,7 @@ class Suite:
             kind = getattr(import_module(backend.module), backend.engine)
             engine: Engine = kind(model, self.settings.device, precision, size)
         except Exception as error:  # what it said is the result
-            row["said"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            row["why not"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             return None
         return engine
 
@@ -479,7 +485,7 @@ def preprocessing_parity(
 ) -> Row:
     """The largest difference of a float16 pixel from the CPU's, in batches of eight."""
     if not images:
-        return {"said": "no such images here"}
+        return {"why not": "no such images here"}
     preprocessor, worst = Preprocessor(gpu), 0.0
     for i in range(0, len(images), 8):
         batch = images[i : i + 8]
@@ -564,21 +570,22 @@ def markdown(here: dict[str, Any], parts: Sequence[Part]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in here["packages"].items())
     lines += ["", f"{versions}; comit {here['comit']}, commit {here['commit']}", ""]
     missing = [p for p in parts if p.status != "ok"]
-    unsaid = [(p.name, r) for p in parts for r in p.rows if r.get("said")]
-    if missing or unsaid:
+    rows = [(p.name, r) for p in parts for r in p.rows if "why not" in r]
+    if missing or rows:
         lines += ["## What did not run, and why", ""]
         lines += [f"- {p.name}: {p.status}, {p.reason or 'not begun'}" for p in missing]
-        for name, row in unsaid:
-            about = " ".join(str(v) for k, v in row.items() if k != "said" and isinstance(v, str))
-            lines.append(f"- {name}, {about}: {row['said']}")
+        for name, row in rows:
+            about = " ".join(str(v) for k, v in row.items() if k != "why not")
+            lines.append(f"- {name}, {about}: {row['why not']}")
         lines.append("")
     for part in parts:
-        if not part.rows:
+        ran = [row for row in part.rows if "why not" not in row]
+        if not ran:
             continue
-        columns = list(dict.fromkeys(k for row in part.rows for k in row if k != "said"))
+        columns = list(dict.fromkeys(k for row in ran for k in row))
         lines += [f"## {part.name} ({part.seconds} s)", "", f"| {' | '.join(columns)} |"]
         lines.append("| --- " * len(columns) + "|")
-        for row in part.rows:
+        for row in ran:
             cells = (row.get(c, "") for c in columns)
             lines.append(f"| {' | '.join(_cell(c) for c in cells)} |")
         lines.append("")

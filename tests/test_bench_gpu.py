@@ -47,8 +47,8 @@ def test_what_cannot_run_says_why(report: dict[str, Any]) -> None:
         assert part(report, name)["reason"] == "needs a GPU"
         assert f"- {name}: not run, needs a GPU" in report["md"]
     rows = [r for r in part(report, "engine latency")["rows"] if r["engine"] == "tensorrt"]
-    assert rows and all("tensorrt runs on NVIDIA GPUs" in r["said"] for r in rows)
-    assert "tensorrt fp16: UsageError: tensorrt runs on NVIDIA GPUs" in report["md"]
+    assert rows and all("tensorrt runs on NVIDIA GPUs" in r["why not"] for r in rows)
+    assert "tensorrt fp16 1: UsageError: tensorrt runs on NVIDIA GPUs" in report["md"]
 
 
 @pytest.mark.slow
@@ -149,6 +149,12 @@ def test_a_part_that_fails_is_told_and_the_rest_goes_on(
     assert CliRunner().invoke(main, given).exit_code == 1
 
 
+def test_a_part_of_which_nothing_ran_is_not_ok() -> None:
+    part = Part("one")
+    suite._run(part, lambda rows: rows.append({"why not": "no"}))
+    assert (part.status, part.reason) == ("not run", "nothing of it could run")
+
+
 def test_when_the_time_is_over_what_is_left_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +166,7 @@ def test_when_the_time_is_over_what_is_left_is_named(
 def test_a_report_puts_what_did_not_run_first() -> None:
     here = {"date": "d", "gpus": [], "cpu": "c", "cores": 1, "packages": {}, "comit": "0",
             "commit": "abc"}  # fmt: skip
-    parts = [Part("one", "ok", rows=[{"a": 1234.5, "b": 0.00012345}, {"a": 2.0, "said": "no"}]),
+    parts = [Part("one", "ok", rows=[{"a": 1234.5, "b": 0.00012345}, {"a": 2.0, "why not": "no"}]),
              Part("two", "not run", "no luck")]  # fmt: skip
     text = markdown(here, parts)
     assert text.index("What did not run") < text.index("## one")
