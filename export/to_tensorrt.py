@@ -196,8 +196,8 @@ def export_engine(
     """
     card, onnx = open_model(model)
     trt = import_tensorrt()
-    onnx = as_fp16(onnx, card.name)
-    about, plan = cached(trt, onnx, options, machine_for(trt, device), cache or CACHE, progress)
+    machine = machine_for(trt, device)
+    about, plan = cached(trt, onnx, options, machine, "fp16", cache or CACHE, progress)
     content = pack(about, plan)
     try:
         replace_file(out, content)
@@ -222,11 +222,15 @@ def cached(
     onnx: bytes,
     options: Options,
     machine: Machine,
+    precision: str = "fp16",
     cache: Path = CACHE,
     progress: Progress | None = None,
 ) -> tuple[About, bytes]:
-    """The engine of ``onnx`` for ``machine``: from the cache, else built and kept there."""
-    about = About(machine, options, sha256(onnx), precision_of(onnx))
+    """The engine of ``onnx`` for ``machine``: from the cache, else built and kept there.
+
+    ``precision`` fp16 takes an fp32 file too, see :func:`as_fp16`; fp32 takes no other.
+    """
+    about = About(machine, options, sha256(onnx), precision)
     path = cache / "engines" / f"{about.key()}.engine"
     kept = read(path)
     if kept is not None:
@@ -236,6 +240,10 @@ def cached(
     )
     if progress is not None:
         progress(f"building the engine for {machine.gpu or 'any GPU'}; it is kept in {cache}")
+    if precision == "fp16":
+        onnx = as_fp16(onnx)
+    elif precision_of(onnx) != precision:
+        raise UsageError(f"the model file is {precision_of(onnx)}: give one that is {precision}")
     plan, timing = build(trt, onnx, options, read(timings) or b"", progress)
     content = pack(about, plan)
     publish(path, content)
@@ -252,7 +260,7 @@ def precision_of(onnx: bytes) -> str:
     return noted
 
 
-def as_fp16(onnx: bytes, name: str) -> bytes:
+def as_fp16(onnx: bytes) -> bytes:
     """An fp16 model file of the same network, exported anew where this one is fp32.
 
     Raises UsageError where PyTorch, which exports, is not here.
@@ -267,7 +275,7 @@ def as_fp16(onnx: bytes, name: str) -> bytes:
             f"onnx --precision fp16` where comit[train] is ({error.name} is not here), or choose "
             "--precision fp32"
         ) from error
-    return to_bytes(load_network(onnx), "fp16", name)
+    return to_bytes(load_network(onnx), "fp16", modelfile.metadata(onnx).get("name", ""))
 
 
 def check_network(trt: Any, network: Any) -> None:

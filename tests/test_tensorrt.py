@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -292,10 +293,25 @@ def test_an_fp32_file_is_exported_as_fp16_unless_fp32_is_asked_for(
     assert full.precision == "fp32"
 
 
+def test_an_engine_that_is_kept_needs_no_pytorch(
+    gpu: list[int], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        engine = runtime.TensorRtEngine(tiny_model.read_bytes(), batch_size=2, cache=tmp_path)
+        assert engine.precision == "fp16"
+        monkeypatch.setitem(sys.modules, "comit.export.to_onnx", None)
+    assert gpu == [0]
+
+
+def test_an_fp16_file_gives_no_fp32_engine(gpu: list[int], half: bytes, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the model file is fp16"):
+        runtime.TensorRtEngine(half, precision="fp32", cache=tmp_path)
+
+
 def test_without_pytorch_an_fp32_file_is_refused_in_one_line(
     gpu: list[int], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "comit.export.to_onnx", None)
+    monkeypatch.setitem(sys.modules, "comit.export.to_onnx", None)
     with pytest.raises(UsageError, match="--precision fp16` where") as error:
         runtime.TensorRtEngine(tiny_model.read_bytes(), cache=tmp_path)
     assert "\n" not in str(error.value)
@@ -336,7 +352,7 @@ def test_other_shapes_are_refused(gpu: list[int], half: bytes, tmp_path: Path) -
 def test_screening_with_tensorrt_says_in_one_line_what_to_install(
     tiny_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pycuda", None)
+    monkeypatch.setitem(sys.modules, "pycuda", None)
     given = [str(pictures), "--out", str(tmp_path / "r.parquet"), "--model", str(tiny_model)]
     done = CliRunner().invoke(main, ["screen", *given, "--engine", "tensorrt", "--quiet"])
     assert done.exit_code == 2

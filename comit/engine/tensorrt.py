@@ -61,10 +61,8 @@ class TensorRtEngine(Engine):
                 to_tensorrt.check_machine(about, here)
             else:
                 wanted = "fp16" if precision == "auto" else precision
-                if wanted == "fp16":
-                    model = to_tensorrt.as_fp16(model, "comit")
                 options = Options(batch_size or BATCH)
-                about, plan = to_tensorrt.cached(trt, model, options, here, cache, progress)
+                about, plan = to_tensorrt.cached(trt, model, options, here, wanted, cache, progress)
             self.precision = about.precision
             if precision not in ("auto", self.precision):
                 raise UsageError(f"this engine computes in {self.precision}, not {precision}")
