@@ -40,6 +40,24 @@ python3 -m pytest tests/test_gpu.py -q -W default -p no:cacheprovider 2>&1 | tee
 code=${PIPESTATUS[0]}
 [ "$code" -eq 0 ] || failed=1
 
+for tool in memcheck racecheck; do
+  echo "== kernels under compute-sanitizer's $tool"
+  if ! command -v compute-sanitizer >/dev/null; then
+    echo "not run: compute-sanitizer is not here"
+    continue
+  fi
+  timeout 150 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+    python3 -m pytest tests/test_gpu.py -q -W default -p no:cacheprovider -k "cpus or cocos" \
+    >"$out-$tool.log" 2>&1
+  code=$?
+  tail -n 3 "$out-$tool.log"
+  case $code in
+    0) ;;
+    124) echo "not finished: it took longer than 150 s" ;;
+    *) failed=1 ;;
+  esac
+done
+
 echo "== benchmarks"
 arguments=(--out "$out" --device cuda:0)
 if [ -d "$data" ]; then

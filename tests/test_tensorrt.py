@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -18,10 +19,15 @@ from comit.card import BUNDLED, read_card
 from comit.cli import main
 from comit.engine import load_engine, modelfile
 from comit.errors import ModelError, UsageError
+from comit.gpu.batch import Source
+from comit.gpu.preprocess import Preprocessor
+from comit.postprocess import decode
+from comit.preprocess import Presentation, preprocess
+from comit.reasons import Fail
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
-from cpu_device import CpuDevice  # noqa: E402
+from cpu_device import CpuDevice, build  # noqa: E402
 
 from comit.engine import tensorrt as runtime  # noqa: E402
 from comit.engine.onnxruntime import OnnxRuntimeEngine  # noqa: E402
@@ -203,8 +209,10 @@ def test_a_model_file_tells_its_notes(tiny_model: Path, half: bytes) -> None:
 class NoGpu(CpuDevice):
     """Memory of this machine in place of a GPU's."""
 
+    name = "cuda:0"
+
     def __init__(self) -> None:
-        self.name = "cuda:0"
+        pass  # no kernels
 
 
 @pytest.fixture
@@ -344,6 +352,76 @@ def test_other_shapes_are_refused(gpu: list[int], half: bytes, tmp_path: Path) -
     for shape in ((3, 1, 224, 224), (0, 1, 224, 224), (1, 224, 224)):
         with pytest.raises(ValueError, match="expected"):
             engine.infer(np.zeros(shape, np.float32))
+
+
+# The whole of it on the GPU's side: samples in, scores and run lengths out
+
+
+@pytest.fixture
+def kernels(gpu: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CpuDevice:
+    """The stand-ins, with a device that has the kernels."""
+    if not shutil.which("g++"):
+        pytest.skip("g++ is not here")
+    device = CpuDevice(build(tmp_path / "kernels.so"))
+    monkeypatch.setattr(runtime, "open_device", lambda name: device)
+    return device
+
+
+def samples_of(n: int) -> list[tuple[Source, Presentation]]:
+    """Pictures of different sizes and types; the fourth is blank, the fifth already pixels."""
+    rng = np.random.default_rng(0)
+    found: list[tuple[Source, Presentation]] = []
+    for i in range(n):
+        dtype = (np.uint8, np.uint16)[i % 2]
+        grain = rng.integers(0, np.iinfo(dtype).max, (250 + 10 * i, 300), dtype)
+        found.append((grain if i != 3 else np.full_like(grain, 5), Presentation(inverted=i == 1)))
+    if n > 4:
+        found[4] = (rng.random((224, 224), np.float32), Presentation())
+    return found
+
+
+def test_samples_become_scores_and_run_lengths(
+    kernels: CpuDevice, half: bytes, tmp_path: Path
+) -> None:
+    engine = runtime.TensorRtEngine(half, batch_size=8, cache=tmp_path)
+    images = samples_of(6)
+    found = engine.screen(images)
+    assert [o.reason for o in found.outcomes] == [None, None, None, Fail.BLANK, None, None]
+    for i in (0, 1, 2, 4, 5):
+        source, presentation = images[i]
+        assert isinstance(source, np.ndarray)
+        ready = source if i == 4 else preprocess(source, presentation).pixels
+        inference = engine.infer(ready[None, None])
+        np.testing.assert_allclose(found.scores[i], inference.scores[0], atol=2e-3)
+        expected = inference.masks[0] >= 128
+        for rle, mask in zip(found.masks[i][:2], expected, strict=True):
+            assert (decode(rle) == mask).mean() > 0.99
+        np.testing.assert_allclose(found.masks[i].lung_fraction, expected[0].mean(), atol=0.01)
+    assert len(engine.screen(images[:1]).masks) == 1
+    for n in (0, 9):
+        with pytest.raises(ValueError, match="expected 1 to 8"):
+            engine.screen(images[:1] * n)
+
+
+def test_samples_that_do_not_fit_are_done_in_halves(
+    kernels: CpuDevice, half: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = runtime.TensorRtEngine(half, batch_size=8, cache=tmp_path)
+    images = samples_of(3)
+    whole = engine.screen(images)
+    start, tried = Preprocessor.start, []
+
+    def short(self: Any, images: Any, *rest: Any) -> Any:
+        tried.append(len(images))
+        if len(images) > 1:
+            raise MemoryError
+        return start(self, images, *rest)
+
+    monkeypatch.setattr(Preprocessor, "start", short)
+    found = engine.screen(images)
+    assert tried == [3, 1, 2, 1, 1]
+    assert np.array_equal(found.scores, whole.scores)
+    assert (found.outcomes, found.masks) == (whole.outcomes, whole.masks)
 
 
 # Without a GPU

@@ -6,11 +6,11 @@ computes on the CPU; see docs/gpu.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,23 @@ from comit.engine.base import IMAGE, Engine, Inference
 from comit.errors import ModelError, UsageError
 from comit.export import to_tensorrt
 from comit.export.to_tensorrt import SMALL, Options
+from comit.gpu.batch import Source
 from comit.gpu.device import Device, PycudaDevice
+from comit.gpu.preprocess import Outcome, Preprocessor
+from comit.gpu.runs import Masks, RunLengths
+from comit.preprocess import Presentation
 
 BATCH = 64
 LANES = 2  # execution contexts: copies of one overlap the other's arithmetic
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
+
+
+class Screened(NamedTuple):
+    """What becomes of N images that were preprocessed, scored and encoded on the GPU."""
+
+    outcomes: list[Outcome]  # a reason where there are no pixels; its scores mean nothing
+    scores: NDArray[np.float32]  # (N, 3), as in Inference
+    masks: list[Masks]
 
 
 class TensorRtEngine(Engine):
@@ -112,6 +124,26 @@ class TensorRtEngine(Engine):
             lane.run()
             return Inference(lane.scores[:n].copy(), lane.masks[:n].copy())
 
+    def screen(self, images: Sequence[tuple[Source, Presentation]]) -> Screened:
+        """1 to batch_size images: stored values there, scores and run lengths back.
+
+        What :func:`comit.gpu.batch.takes` refuses is given as (224, 224) float32 pixels. A batch
+        whose samples the GPU has no memory for is done in halves; raises MemoryError for an image
+        alone.
+        """
+        if not 1 <= len(images) <= self.batch_size:
+            raise ValueError(f"expected 1 to {self.batch_size} images, got {len(images)}")
+        try:
+            with self._lane() as lane:
+                return lane.screen(images)
+        except MemoryError:
+            if len(images) == 1:
+                raise
+        half = len(images) // 2
+        first, second = self.screen(images[:half]), self.screen(images[half:])
+        scores = np.concatenate([first.scores, second.scores])
+        return Screened(first.outcomes + second.outcomes, scores, first.masks + second.masks)
+
     @contextmanager
     def _lane(self) -> Iterator[_Lane]:
         """A lane that is free, in the GPU's context."""
@@ -153,6 +185,10 @@ class _Lane:
         self._memory = {name: gpu.empty(a.nbytes) for name, a in arrays.items()}
         for name, memory in self._memory.items():
             self._context.set_tensor_address(name, memory.address)
+        # What a batch leaves unfilled is computed too: it must be numbers.
+        gpu.clear(self._memory["images"], self.images.nbytes, self._stream)
+        self._preprocessor = Preprocessor(gpu, half=dtype == np.float16)
+        self._lengths = RunLengths(gpu)
 
     def _array(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -162,11 +198,24 @@ class _Lane:
     def run(self) -> None:
         """``images`` to ``scores`` and ``masks``, all on the host; other threads run meanwhile."""
         self._gpu.upload(self._memory["images"], self.images, self._stream)
+        self._start()
+        self._gpu.download(self.masks, self._memory["masks"], self._stream)
+        self._gpu.wait(self._stream)
+
+    def screen(self, images: Sequence[tuple[Source, Presentation]]) -> Screened:
+        """Preprocessing, engine and run lengths on one stream: the host waits once."""
+        self._preprocessor.start(images, self._stream, self._memory["images"])
+        self._start()
+        self._lengths.start(self._memory["masks"], len(images), self._stream)
+        outcomes = self._preprocessor.outcomes(self._stream)
+        masks = self._lengths.finish(self._stream)
+        return Screened(outcomes, self.scores[: len(images)].copy(), masks)
+
+    def _start(self) -> None:
+        """The engine, and its scores on their way to the host."""
         if not self._context.execute_async_v3(self._gpu.handle(self._stream)):
             raise RuntimeError("TensorRT did not run the engine")
         self._gpu.download(self.scores, self._memory["scores"], self._stream)
-        self._gpu.download(self.masks, self._memory["masks"], self._stream)
-        self._gpu.wait(self._stream)
 
 
 def open_device(name: str) -> Device:
