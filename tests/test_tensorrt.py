@@ -427,17 +427,6 @@ def test_samples_that_do_not_fit_are_done_in_halves(
 # Without a GPU
 
 
-def test_screening_with_tensorrt_says_in_one_line_what_to_install(
-    tiny_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "pycuda", None)
-    given = [str(pictures), "--out", str(tmp_path / "r.parquet"), "--model", str(tiny_model)]
-    done = CliRunner().invoke(main, ["screen", *given, "--engine", "tensorrt", "--quiet"])
-    assert done.exit_code == 2
-    (line,) = done.output.strip().splitlines()
-    assert "pycuda" in line and line.endswith("pip install 'comit[gpu]'")
-
-
 def test_an_engine_file_is_not_for_other_engines(
     half: bytes, tiny_model: Path, tmp_path: Path
 ) -> None:
