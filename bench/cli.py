@@ -149,6 +149,85 @@ def gpu(out: Path, batch_sizes: tuple[int, ...], **given: Any) -> None:
         raise SystemExit(1)
 
 
+@bench.command()
+@click.argument("results", type=PATH)
+@click.option("--images", type=PATH, help="As in comit report.")
+@click.option("--rows", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option("--top", type=click.IntRange(0), default=200, show_default=True)
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--json", "to", type=PATH, help="Also write figures and machine as JSON.")
+def report(
+    results: Path, images: Path | None, rows: int, top: int, repeat: int, to: Path | None
+) -> None:
+    """Open the report of RESULTS, repeated to --rows, in Chromium; time until it answers."""
+    from comit.bench.report import measure
+
+    found = measure(results, images, rows, top, repeat)
+    show(found, ("rows", "megabytes", "ready_s", "interactive_s", "end_key_ms"), to)
+
+
+@bench.command()
+@click.argument("source", metavar="INPUT", type=PATH)
+@engine_options
+@click.option("--share", "shares", type=click.FloatRange(0, 1), multiple=True)
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
+def flagged(
+    source: Path,
+    model: Path | None,
+    to: Path | None,
+    shares: tuple[float, ...],
+    repeat: int,
+    **given: Any,
+) -> None:
+    """Compare --masks flagged with --masks all, where 5, 30 and 100 % are flagged."""
+    from comit.bench.flagged import measure
+    from comit.card import BUNDLED
+    from comit.screen import Options
+
+    options = Options(model=model or BUNDLED, **given)
+    found = measure(source, options, list(shares or (0.05, 0.3, 1.0)), repeat)
+    columns = ("share", "images", "flagged_images", "all_per_second", "flagged_per_second")
+    show(found, (*columns, "ratio", "lowest", "highest"), to)
+
+
+@bench.command()
+@click.option("--short", is_flag=True, help="A few of each, in minutes.")
+@click.option("--only", multiple=True, help="One kind of fault; repeat for several.")
+@click.option(
+    "--data",
+    type=PATH,
+    multiple=True,
+    help="Folder of real files to mutate; repeat for several [default: drawn phantoms].",
+)
+@click.option("--json", "to", type=PATH, help="Also write figures and machine as JSON.")
+@click.pass_context
+def faults(
+    ctx: click.Context,
+    /,
+    short: bool,
+    only: tuple[str, ...],
+    data: tuple[Path, ...],
+    to: Path | None,
+) -> None:
+    """Kill, starve and mislead comit, and count what it lost: nothing, or exit code 1."""
+    import json
+
+    from comit.bench.faults import SHORT, Extent, everything
+    from comit.bench.machine import machine
+
+    found = []
+    for figure in everything(SHORT if short else Extent(), list(data), only):
+        click.echo(f"{'ok ' if figure.passed else 'BAD'} {figure.fault}: {figure.figure}")
+        found.append(figure)
+    if to is not None:
+        figures = [figure._asdict() for figure in found]
+        to.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=1) + "\n")
+    if not found:
+        raise UsageError(f"there is no such kind of fault: {', '.join(only)}")
+    if not all(figure.passed for figure in found):
+        ctx.exit(1)
+
+
 def show(found: Sequence[Any], columns: Sequence[str], to: Path | None) -> None:
     """Prints a table of dataclasses; with ``to`` also writes them and the machine as JSON."""
     import json

@@ -22,12 +22,12 @@ def scored_rows(
 ) -> list[Row]:
     """Rows of a batch: ``decoded[i]`` is image i of ``inference``.
 
-    ``masks`` is all, flagged or none: which rows get masks and fractions. Without an operating
+    ``masks`` is all, flagged or none: which rows get masks and fractions; the others' are not
+    looked at. Without an operating
     point flags are null. An image with a score that is not finite gets a failed row.
     """
-    foreground = inference.masks >= FOREGROUND  # (N, 2, 224, 224)
     rows = []
-    for done, scores, mask in zip(decoded, inference.scores.tolist(), foreground, strict=True):
+    for done, scores, mask in zip(decoded, inference.scores.tolist(), inference.masks, strict=True):
         if not np.isfinite(scores).all():
             rows.append(unscored_row(done._replace(reason=str(Fail.MODEL_NONFINITE))))
             continue
@@ -40,7 +40,7 @@ def scored_rows(
                 flag_unhealthy=unhealthy >= point.unhealthy, flag_covid=covid >= point.covid
             )
         if masks == "all" or (masks == "flagged" and (row.flag_unhealthy or row.flag_covid)):
-            row = _with_masks(row, mask)
+            row = _with_masks(row, mask >= FOREGROUND)
         rows.append(row)
     return rows
 
@@ -62,6 +62,9 @@ def _described(done: Done) -> Row:
         sop_instance_uid=done.sop_instance_uid,
         series_instance_uid=done.series_instance_uid,
         study_instance_uid=done.study_instance_uid,
+        file_size=done.file_size,
+        file_mtime=done.file_mtime,
+        file_crc32=done.file_crc32,
     )
 
 
@@ -81,7 +84,7 @@ def _with_masks(row: Row, masks: NDArray[np.bool_]) -> Row:
 def encode(masks: NDArray[np.bool_]) -> list[dict[str, Any]]:
     """(N, H, W) masks to COCO's compressed RLE, ``{"size": [H, W], "counts": str}`` each.
 
-    ``pycocotools.mask.decode`` reads them as they are.
+    ``comit.results.decode_mask`` and ``pycocotools.mask.decode`` read them as they are.
     """
     import cv2
     from pycocotools import mask
@@ -93,10 +96,3 @@ def encode(masks: NDArray[np.bool_]) -> list[dict[str, Any]]:
         cv2.transpose(picture, into)
     encoded = mask.encode(turned.transpose(2, 1, 0))
     return [{"size": list(e["size"]), "counts": e["counts"].decode("ascii")} for e in encoded]
-
-
-def decode(rle: dict[str, Any]) -> NDArray[np.bool_]:
-    """The (H, W) mask of a COCO RLE."""
-    from pycocotools import mask
-
-    return np.asarray(mask.decode(rle), dtype=np.bool_)

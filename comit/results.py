@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from comit.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 IDENTITY = ("row_id", "path")  # from the work list
 FINDINGS = (  # what screening adds, in the order of the file
@@ -26,12 +32,17 @@ FINDINGS = (  # what screening adds, in the order of the file
     "sop_instance_uid",
     "series_instance_uid",
     "study_instance_uid",
+    "file_size",
+    "file_mtime",
+    "file_crc32",
     "lung_rle",
     "disease_rle",
     "lung_fraction",
     "disease_fraction",
 )
-COLUMNS = (*IDENTITY, *FINDINGS)
+RUN = ("run_id", "screened_at")  # the same for all rows of a run
+COLUMNS = (*IDENTITY, *FINDINGS, *RUN)
+UIDS = ("sop_instance_uid", "series_instance_uid", "study_instance_uid")
 
 
 class Row(NamedTuple):
@@ -52,6 +63,9 @@ class Row(NamedTuple):
     sop_instance_uid: str | None = None
     series_instance_uid: str | None = None
     study_instance_uid: str | None = None
+    file_size: int | None = None  # bytes that were read
+    file_mtime: int | None = None  # microseconds since 1970, of its last change
+    file_crc32: int | None = None  # of the bytes that were read
     lung_rle: dict[str, object] | None = None
     disease_rle: dict[str, object] | None = None
     lung_fraction: float | None = None  # lung pixels / all pixels
@@ -68,10 +82,70 @@ def schema() -> pa.Schema:
         **dict.fromkeys(("rows", "cols"), pa.int32()),
         **dict.fromkeys(("score_unhealthy", "score_covid", "score_other"), pa.float32()),
         **dict.fromkeys(("lung_fraction", "disease_fraction"), pa.float32()),
+        "file_size": pa.int64(),
+        **dict.fromkeys(("file_mtime", "screened_at"), pa.timestamp("us", tz="UTC")),
+        "file_crc32": pa.uint32(),
         **dict.fromkeys(("flag_unhealthy", "flag_covid"), pa.bool_()),
         **dict.fromkeys(("lung_rle", "disease_rle"), rle),
     }
-    required = ("row_id", "status")
+    required = ("row_id", "status", *RUN)
     return pa.schema(
         [pa.field(c, kinds.get(c, pa.string()), nullable=c not in required) for c in COLUMNS]
     )
+
+
+def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a results file, or of a folder of them: ``columns``, or all there are.
+
+    Of a folder, those are the files ``*.parquet`` that are not hidden. A column of ours that the
+    results lack is null throughout, so those of other settings can be read alike. Raises
+    UsageError where the results are not comit's, two rows have one ``row_id``, or there is no
+    column of a name asked for.
+    """
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    ours = {f.name: f for f in schema()}
+    try:
+        files = [Path(path)]
+        if files[0].is_dir():
+            files = sorted(f for f in files[0].glob("*.parquet") if f.name[0] not in "._")
+        data = ds.dataset([str(f) for f in files], format="parquet")
+        present = data.schema.names
+        if not {"row_id", "status"} <= set(present):
+            raise UsageError(f"{path} is not a results file of comit: no row_id and status")
+        wanted = list(columns or [*COLUMNS, *(n for n in present if n not in ours)])
+        if unknown := [n for n in wanted if n not in present and n not in ours]:
+            raise UsageError(f"{path} has no column {unknown[0]!r}")
+        table = data.to_table(list(dict.fromkeys([*(n for n in wanted if n in present), "row_id"])))
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"{path} cannot be read as Parquet") from error
+    if len(table["row_id"].unique()) != len(table):
+        raise UsageError(f"{path} has two rows of one row_id")
+    for name in wanted:
+        if name not in present:
+            table = table.append_column(ours[name], pa.nulls(len(table), ours[name].type))
+    return table.select(wanted)
+
+
+def provenance(table: pa.Table) -> dict[str, Any]:
+    """Where the numbers come from: the file's metadata without the prefix ``comit_``.
+
+    ``thresholds`` is a dict, or None. Of a folder it is what its first file says.
+    """
+    import json
+
+    raw = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    found: dict[str, Any] = {
+        k.removeprefix("comit_"): v for k, v in raw.items() if k.startswith("comit_")
+    }
+    found["thresholds"] = json.loads(found.get("thresholds", "null"))
+    return found
+
+
+def decode_mask(rle: dict[str, Any]) -> NDArray[np.bool_]:
+    """The (224, 224) mask of ``lung_rle`` or ``disease_rle``: a COCO RLE, (H, W) of its size."""
+    import numpy as np
+    from pycocotools import mask
+
+    return np.asarray(mask.decode(rle), dtype=np.bool_)

@@ -149,3 +149,15 @@ def test_memory_of_a_run_counts_all_its_processes(tiny_model: Path, pictures: Pa
     assert (few.rows, more.rows) == (2, 20)
     assert few.peak_bytes > 100 * 2**20  # an interpreter with OpenVINO and a decoder
     assert more.ratio == round(more.peak_bytes / few.peak_bytes, 3)
+
+
+def test_masks_of_flagged_images_are_compared_with_all(tmp_path, tiny_model, pictures) -> None:
+    to = tmp_path / "f.json"
+    arguments = ["flagged", str(pictures), "--model", str(tiny_model), "--precision", "fp32"]
+    arguments += ["--share", "0.4", "--share", "1", "--repeat", "1", "--json", str(to)]
+    result = CliRunner().invoke(bench, arguments)
+    assert result.exit_code == 0, result.output
+    some, every = json.loads(to.read_text())["figures"]
+    assert (some["images"], some["flagged_images"]) == (9, 4)
+    assert (every["images"], every["flagged_images"]) == (9, 9)
+    assert some["ratio"] == pytest.approx(some["flagged_per_second"] / some["all_per_second"], 0.1)

@@ -11,8 +11,8 @@ import cv2
 import imagecodecs
 import numpy as np
 import pytest
-from dicoms import picture
 
+from comit.bench.faults.dicoms import picture
 from comit.decode import Limits, open_image
 from comit.errors import ItemError
 from comit.reasons import Caution, Fail, Skip

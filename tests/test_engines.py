@@ -390,3 +390,13 @@ def test_engine_is_a_small_contract(images):
 
     found = Fake().predict(images)
     assert np.array_equal(found.scores[:, 0], images.mean(axis=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_scores_alone_are_the_same_bits(name, precision, tiny_model, images):
+    if precision == "bf16" and (require(name) or name == "onnxruntime" or not has_bf16(name)):
+        pytest.skip(f"{name} has no bf16 on this CPU")
+    engine = load(name, tiny_model, precision=precision, batch_size=4)
+    for part in (images[:4], images[4:5], images[5:8]):
+        assert np.array_equal(engine.scores(part), engine.infer(part).scores)

@@ -16,6 +16,7 @@ from comit.preprocess import (
     Window,
     area_average,
     coverage,
+    picture,
     preprocess,
     present,
 )
@@ -185,3 +186,31 @@ def test_a_rescale_beyond_any_number_is_refused_not_shown() -> None:
 def test_pixels_are_always_between_zero_and_one(center: float, width: float, name: str) -> None:
     pixels = present(RAMP, Presentation(voi=Window(center, max(width, 1), name))).pixels
     assert pixels.min() >= 0 and pixels.max() <= 1
+
+
+FULL_SIZE = [
+    Presentation(),
+    Presentation(inverted=True),
+    Presentation(slope=2.0, intercept=-1024.0, voi=Window(3000, 4000)),
+    Presentation(voi=Window(2000, 900, "SIGMOID"), inverted=True),
+    Presentation(voi=Window(90000, 5)),  # shows nothing, so it is left out
+    Presentation(voi=Lut(0, tuple(np.linspace(0, 1, 4096) ** 2))),
+    Presentation(padding=(0, 200)),
+]
+
+
+@pytest.mark.parametrize("presentation", FULL_SIZE)
+def test_the_picture_at_full_size_has_the_tones_that_were_screened(presentation):
+    """On samples of the grid's own size both are the same, bit for bit."""
+    samples = np.rint(RAMP).astype(np.uint16)
+    shown = picture(samples, presentation)
+    assert np.array_equal(shown, preprocess(samples, presentation).pixels)
+
+
+@pytest.mark.parametrize("presentation", FULL_SIZE)
+def test_a_larger_picture_shows_each_cell_as_it_was_screened(presentation):
+    samples = np.rint(RAMP).astype(np.uint16).repeat(3, axis=0).repeat(2, axis=1)
+    shown = picture(samples, presentation)
+    assert shown.shape == samples.shape
+    screened = preprocess(samples, presentation).pixels
+    assert np.allclose(shown[1::3, ::2], screened, atol=1e-5)

@@ -21,9 +21,9 @@ from comit.engine import load_engine, modelfile
 from comit.errors import ModelError, UsageError
 from comit.gpu.batch import Source
 from comit.gpu.preprocess import Preprocessor
-from comit.postprocess import decode
 from comit.preprocess import Presentation, preprocess
 from comit.reasons import Fail
+from comit.results import decode_mask
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -395,7 +395,7 @@ def test_samples_become_scores_and_run_lengths(
         np.testing.assert_allclose(found.scores[i], inference.scores[0], atol=2e-3)
         expected = inference.masks[0] >= 128
         for rle, mask in zip(found.masks[i][:2], expected, strict=True):
-            assert (decode(rle) == mask).mean() > 0.99
+            assert (decode_mask(rle) == mask).mean() > 0.99
         np.testing.assert_allclose(found.masks[i].lung_fraction, expected[0].mean(), atol=0.01)
     assert len(engine.screen(images[:1]).masks) == 1
     for n in (0, 9):

@@ -32,11 +32,16 @@ class Engine(ABC):
     device: str  # cpu, cuda:0
     batch_size: int  # images of a full batch
     lanes: int = 1  # threads that gain from calling infer at once
+    two_stage: bool = False  # whether scores() costs much less than infer()
     notes: Sequence[str] = ()  # why ``auto`` did not choose a faster engine, a line each
 
     @abstractmethod
     def infer(self, images: NDArray[np.float32]) -> Inference:
         """(N, 1, 224, 224) float32 in [0, 1], 1 <= N <= batch_size, to N scores and masks."""
+
+    def scores(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The scores alone, (N, 3), bit for bit those of :meth:`infer`."""
+        return self.infer(images).scores
 
     def predict(self, images: NDArray[np.float32]) -> Inference:
         """The same for any N, a batch after the other."""

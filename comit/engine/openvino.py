@@ -25,6 +25,7 @@ class OpenVinoEngine(Engine):
     """
 
     name = "openvino"
+    two_stage = True
 
     def __init__(
         self,
@@ -64,13 +65,19 @@ class OpenVinoEngine(Engine):
             network = core.read_model(model=model, weights=b"")
             network.reshape({"images": [self.batch_size, *IMAGE]})
             compiled = core.compile_model(network, "CPU", properties)
+            # The encoder and the branches, without the decoders: the same operations, so the
+            # same bits.
+            scoring = ov.Model([network.output("scores")], network.get_parameters(), "scores")
+            scoring = core.compile_model(scoring, "CPU", properties)
         except RuntimeError as error:
             raise ModelError("openvino cannot load the model file") from error
         self._dtype = compiled.input("images").element_type.to_dtype()
         self._tensor = ov.Tensor
         self._requests: SimpleQueue[Any] = SimpleQueue()
+        self._scoring: SimpleQueue[Any] = SimpleQueue()
         for _ in range(lanes):
             self._requests.put(compiled.create_infer_request())
+            self._scoring.put(scoring.create_infer_request())
 
     def infer(self, images: NDArray[np.float32]) -> Inference:
         """See :meth:`Engine.infer`. The request writes into the arrays that are returned."""
@@ -85,6 +92,16 @@ class OpenVinoEngine(Engine):
         finally:
             self._requests.put(request)
         return Inference(scores[: len(images)], masks[: len(images)])
+
+    def scores(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See :meth:`Engine.scores`."""
+        batch = padded(images, self.batch_size, self._dtype)
+        request = self._scoring.get()
+        try:
+            found = request.infer({"images": batch}, share_inputs=True)["scores"]
+            return np.array(found[: len(images)], np.float32)
+        finally:
+            self._scoring.put(request)
 
 
 def import_openvino() -> Any:

@@ -39,6 +39,7 @@ class TorchEngine(Engine):
     """
 
     name = "torch"
+    two_stage = True
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class TorchEngine(Engine):
             self._capture(load_network(model), variant)
             return
         network = fold_batch_norm(load_network(model))
-        self._network: nn.Module = network.requires_grad_(False)
+        self._network = network.requires_grad_(False)
         self._network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._precision: Any = (
             torch.autocast(torch.device(device).type, DTYPES[precision], cache_enabled=False)
@@ -79,7 +80,7 @@ class TorchEngine(Engine):
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self._captured: SimpleQueue[Captured] = SimpleQueue()
-        self.lanes = LANES
+        self.lanes, self.two_stage = LANES, False
         graph = on_gpu(network, dtype, device, variant)
         try:
             lanes = [Captured(graph, self.batch_size, dtype, device) for _ in range(LANES)]
@@ -92,19 +93,33 @@ class TorchEngine(Engine):
         for lane in lanes:
             self._captured.put(lane)
 
+    def _replayed(self, images: NDArray[np.float32]) -> Inference:
+        batch = torch.from_numpy(padded(images, self.batch_size))
+        lane = self._captured.get()
+        try:
+            scores, masks = lane.run(batch)
+        finally:
+            self._captured.put(lane)
+        return Inference(scores[: len(images)], masks[: len(images)])
+
+    def scores(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See :meth:`Engine.scores`."""
+        if self.device != "cpu":
+            return super().scores(images)
+        with torch.inference_mode(), self._precision:
+            scores = self._network.score(self._batch(images))
+        return np.asarray(scores.cpu().numpy()[: len(images)])
+
+    def _batch(self, images: NDArray[np.float32]) -> torch.Tensor:
+        batch = torch.from_numpy(padded(images, self.batch_size)).to(self.device)
+        return batch.contiguous(memory_format=torch.channels_last)
+
     def infer(self, images: NDArray[np.float32]) -> Inference:
         """See :meth:`Engine.infer`."""
         if self.device != "cpu":
-            batch = torch.from_numpy(padded(images, self.batch_size))
-            lane = self._captured.get()
-            try:
-                scores, masks = lane.run(batch)
-            finally:
-                self._captured.put(lane)
-            return Inference(scores[: len(images)], masks[: len(images)])
-        batch = torch.from_numpy(padded(images, self.batch_size)).to(self.device)
+            return self._replayed(images)
         with torch.inference_mode(), self._precision:
-            outputs = self._network(batch.contiguous(memory_format=torch.channels_last))
+            outputs = self._network(self._batch(images))
         with torch.inference_mode():
             scores = outputs.scores().cpu().numpy()
             masks = (outputs.masks() * 255).round().to(torch.uint8).cpu().numpy()

@@ -51,14 +51,19 @@ class Outputs(NamedTuple):
 
     def scores(self) -> Tensor:
         """(N, 3) float32 in [0, 1]: unhealthy (eq. 4), COVID and other disease (eq. 6)."""
-        unhealthy = torch.softmax(self.health.float(), dim=1)[:, 1:]
-        return torch.cat([unhealthy, torch.sigmoid(self.findings.float())], dim=1)
+        return as_scores(self.health, self.findings)
 
     def masks(self) -> Tensor:
         """(N, 2, H, W) float32 in [0, 1]: probability of lung and of disease (eq. 1)."""
         return torch.stack(
             [torch.softmax(x.float(), dim=1)[:, 1] for x in (self.lung, self.disease)], dim=1
         )
+
+
+def as_scores(health: Tensor, findings: Tensor) -> Tensor:
+    """Logits of the two branches, (N, 2) each, to (N, 3) float32 in [0, 1]."""
+    unhealthy = torch.softmax(health.float(), dim=1)[:, 1:]
+    return torch.cat([unhealthy, torch.sigmoid(findings.float())], dim=1)
 
 
 def pool_positions(x: Tensor, pooled: Tensor) -> list[Tensor]:
@@ -173,6 +178,11 @@ class COMiTNet(nn.Module):
     def embed(self, features: Tensor) -> Tensor:
         """(N, C, h, w) features to the (N, C) embedding: global average pooling."""
         return features.mean(dim=(2, 3))
+
+    def score(self, x: Tensor) -> Tensor:
+        """(N, 1, H, W) preprocessed images to (N, 3) scores, as :meth:`Outputs.scores`."""
+        embedding = self.embed(self.encode(x)[0])
+        return as_scores(self.health_branch(embedding), self.findings_branch(embedding))
 
     def forward(self, x: Tensor) -> Outputs:
         """(N, 1, H, W) preprocessed images in [0, 1]; H and W are multiples of 32 (224)."""

@@ -126,32 +126,73 @@ def coverage(n: int) -> NDArray[np.float32]:
 
 def present(grid: Grid, presentation: Presentation) -> Preprocessed:
     """Averaged stored values, NaN for padding, to pixels in [0, 1]. Steps 2 to 5."""
+    values, outside, tones = _tones(grid, presentation)
+    pixels = _shown(values, outside, tones, presentation.inverted)
+    return Preprocessed(pixels, tones.voi, tones.warnings)
+
+
+def picture(samples: NDArray[Any], presentation: Presentation) -> NDArray[np.float32]:
+    """(H, W) stored values to (H, W) float32 in [0, 1]: what was screened, at its full size.
+
+    Window and stretch are those that :func:`preprocess` finds on the grid. Raises ItemError as
+    it does.
+    """
+    *_, tones = _tones(area_average(samples, presentation.padding), presentation)
+    outside = None
+    if presentation.padding is not None:
+        outside = (samples >= presentation.padding[0]) & (samples <= presentation.padding[1])
+    values = _modality(samples.astype(np.float32), presentation)
+    if tones.voi != "none" and presentation.voi is not None:
+        values = _voi(values, presentation.voi)
+    return _shown(values, outside, tones, presentation.inverted)
+
+
+class _Tones(NamedTuple):
+    """What steps 3 and 4 chose: values from ``low`` to ``high`` are spread over [0, 1]."""
+
+    voi: str  # window, lut or none
+    low: np.float32
+    high: np.float32
+    warnings: tuple[Caution, ...]
+
+
+def _tones(grid: Grid, presentation: Presentation) -> tuple[Grid, NDArray[np.bool_] | None, _Tones]:
+    """The grid after step 3, which of its cells are padding, if any, and its tones."""
     warnings: list[Caution] = []
     outside = np.isnan(grid)
-    padded = bool(outside.any())
-    if padded:
+    padding = outside if outside.any() else None
+    if padding is not None:
         warnings.append(Caution.PADDING)
-        if outside.all():
+        if padding.all():
             raise ItemError(Fail.BLANK)
     values = _modality(grid, presentation)
-    if not np.isfinite(values[~outside] if padded else values).all():
+    if not np.isfinite(values if padding is None else values[~padding]).all():
         raise ItemError(Fail.NONFINITE)
-    voi = "none"
-    stretched = None
     if presentation.voi is not None:
-        stretched = _stretch(_voi(values, presentation.voi), outside if padded else None)
-        if stretched is None:  # the window shows one shade
-            warnings.append(Caution.WINDOW_UNUSABLE)
-        else:
+        windowed = _voi(values, presentation.voi)
+        ends = _ends(windowed, padding)
+        if ends is not None:
             voi = "lut" if isinstance(presentation.voi, Lut) else "window"
-    if stretched is None:
-        stretched = _stretch(values, outside if padded else None)
-    if stretched is None:
+            return windowed, padding, _Tones(voi, *ends, tuple(warnings))
+        warnings.append(Caution.WINDOW_UNUSABLE)  # it shows one shade
+    ends = _ends(values, padding)
+    if ends is None:
         raise ItemError(Fail.BLANK)
-    pixels = 1 - stretched if presentation.inverted else stretched
-    if padded:
-        pixels[outside] = 0  # padding is shown as background
-    return Preprocessed(pixels, voi, tuple(warnings))
+    return values, padding, _Tones("none", *ends, tuple(warnings))
+
+
+def _shown(
+    values: NDArray[np.float32], outside: NDArray[np.bool_] | None, tones: _Tones, inverted: bool
+) -> NDArray[np.float32]:
+    """Steps 4 and 5 on values after step 3; padding is shown as background."""
+    pixels = values - tones.low
+    pixels /= tones.high - tones.low
+    np.clip(pixels, 0, 1, out=pixels)
+    if inverted:
+        pixels = 1 - pixels
+    if outside is not None:
+        pixels[outside] = 0
+    return pixels
 
 
 def _modality(grid: Grid, p: Presentation) -> Grid:
@@ -184,8 +225,8 @@ def _look_up(values: Grid, lut: Lut) -> Grid:
     return np.asarray(found, dtype=np.float32)
 
 
-def _stretch(values: Grid, outside: NDArray[np.bool_] | None) -> Grid | None:
-    """Spreads all but the clipped ends over [0, 1]; None where that is a single value."""
+def _ends(values: Grid, outside: NDArray[np.bool_] | None) -> tuple[np.float32, np.float32] | None:
+    """The values that step 4 spreads to 0 and to 1; None where that is a single value."""
     inside = values.ravel() if outside is None else values[~outside]
     k = CLIPPED * inside.size // values.size
     parted = np.partition(inside, k)
@@ -195,6 +236,4 @@ def _stretch(values: Grid, outside: NDArray[np.bool_] | None) -> Grid | None:
     # A spread within float32 rounding of the values (2^-20) is a constant image.
     if not high - low > max(abs(float(low)), abs(float(high))) * 2**-20:
         return None
-    spread = values - low
-    spread /= high - low
-    return np.asarray(np.clip(spread, 0, 1, out=spread), dtype=np.float32)
+    return low, high

@@ -1,0 +1,195 @@
+"""Threads that run the engine and turn its answers into rows.
+
+Where not every image gets masks, an engine that can (:attr:`Engine.two_stage`) looks at the scores
+first, which takes a sixth of the whole network, and computes masks for flagged images alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comit.card import OperatingPoint
+from comit.decode.worker import Done
+from comit.engine.base import Engine, Inference
+from comit.postprocess import scored_rows, unscored_row
+from comit.preprocess import SIZE
+from comit.results import Row
+from comit.sink import Sink
+
+Masks = Literal["all", "flagged", "none"]
+# Scores first and then everything for a share f of the images costs 1/6 + f of computing
+# everything at once (openvino bf16, width 0.25: 2.5 and 16.6 ms), so it pays up to f = 5/6.
+WORTH = 0.8
+MEMORY = 16  # batches over which the share of flagged images is averaged
+
+
+@dataclass
+class Batch:
+    """Decoded images on their way to the engine."""
+
+    images: NDArray[np.float32]  # (batch size, 1, 224, 224)
+    decoded: list[Done]
+
+    @property
+    def filled(self) -> NDArray[np.float32]:
+        """The images that are there, (N, 1, 224, 224)."""
+        return self.images[: len(self.decoded)]
+
+    def add(self, image: NDArray[np.float32], done: Done) -> None:
+        """Copies one (224, 224) or (1, 224, 224) image."""
+        self.images[len(self.decoded), 0] = image
+        self.decoded.append(done)
+
+
+class Lanes:
+    """A thread more than the engine has lanes: while one makes rows, all lanes compute.
+
+    At most two batches a lane are in flight, in buffers that are used again, so a fast decoder
+    waits instead of filling memory. An error of a thread is raised by the next call.
+    """
+
+    def __init__(
+        self, engine: Engine, sink: Sink, point: OperatingPoint | None, masks: Masks
+    ) -> None:
+        self._engine, self._sink, self._point, self._masks = engine, sink, point, masks
+        self._threads = ThreadPoolExecutor(engine.lanes + 1, "lane")
+        self._lanes = threading.Semaphore(engine.lanes)
+        self._buffers = buffers(2 * engine.lanes + 2, engine.batch_size)
+        self._batch = Batch(self._buffers.get(), [])
+        # Flagged images wait here for their masks; every thread may fill one batch up.
+        self._flagged_buffers = buffers(engine.lanes + 2, engine.batch_size)
+        self._flagged = Batch(self._flagged_buffers.get(), [])
+        self._flagged_share = 0.0
+        self._running: list[Future[None]] = []
+        self._mutex = threading.Lock()
+        self.on_rows: Callable[[int], None] = lambda rows: None
+        self.status: Counter[str] = Counter()  # of the rows so far
+        self.screened = 0
+        self.seconds = {"engine": 0.0, "postprocess": 0.0, "write": 0.0}
+
+    def __enter__(self) -> Lanes:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def add(self, done: Done, pixels: NDArray[np.float32] | None) -> None:
+        """Takes one decoded item: its pixels (copied), or its reason."""
+        if pixels is None:
+            self._commit([(done.item, unscored_row(done))])
+            return
+        self._batch.add(pixels, done)
+        if len(self._batch.decoded) == self._engine.batch_size:
+            self._submit()
+
+    def flush(self) -> None:
+        """Runs what is left and waits for all; raises what went wrong."""
+        if self._batch.decoded:
+            self._submit()
+        for future in self._running:
+            future.result()
+        if self._flagged.decoded:
+            self._infer(self._flagged)
+
+    def _submit(self) -> None:
+        for future in [f for f in self._running if f.done()]:
+            future.result()
+            self._running.remove(future)
+        self._running.append(self._threads.submit(self._run, self._batch))
+        self._batch = Batch(self._buffers.get(), [])
+
+    def _run(self, batch: Batch) -> None:
+        try:
+            two_stage = self._engine.two_stage and self._masks != "all"
+            if two_stage and self._flagged_share < WORTH:
+                self._score(batch)
+            else:
+                self._infer(batch)
+        finally:
+            self._buffers.put(batch.images)
+
+    def _infer(self, batch: Batch) -> None:
+        """Scores and masks of a batch."""
+        with self._lanes:
+            started = time.perf_counter()
+            inference = self._engine.infer(batch.filled)
+            inferred = time.perf_counter()
+        rows = scored_rows(batch.decoded, inference, self._point, self._masks)
+        self._spent("engine", inferred - started)
+        self._spent("postprocess", time.perf_counter() - inferred)
+        self._finish(batch.decoded, rows)
+
+    def _score(self, batch: Batch) -> None:
+        """Scores of a batch; an image that is to get masks goes into a batch of such."""
+        with self._lanes:
+            started = time.perf_counter()
+            scores = self._engine.scores(batch.filled)
+            self._spent("engine", time.perf_counter() - started)
+        bare = Inference(scores, np.empty((len(scores), 2, 0, 0), np.uint8))
+        rows = scored_rows(batch.decoded, bare, self._point, "none")
+        marked = [self._masks == "flagged" and is_flagged(row) for row in rows]
+        settled = [i for i, mark in enumerate(marked) if not mark]
+        self._finish([batch.decoded[i] for i in settled], [rows[i] for i in settled])
+        for i, mark in enumerate(marked):
+            if mark and (full := self._keep(batch.images[i], batch.decoded[i])):
+                try:
+                    self._infer(full)
+                finally:
+                    self._flagged_buffers.put(full.images)
+        self._flagged_share += (sum(marked) / len(marked) - self._flagged_share) / MEMORY
+
+    def _keep(self, image: NDArray[np.float32], done: Done) -> Batch | None:
+        """Adds a flagged image; returns the batch that it fills up."""
+        with self._mutex:
+            self._flagged.add(image, done)
+            if len(self._flagged.decoded) < self._engine.batch_size:
+                return None
+            full, self._flagged = self._flagged, Batch(self._flagged_buffers.get(), [])
+            return full
+
+    def _finish(self, decoded: list[Done], rows: list[Row]) -> None:
+        started = time.perf_counter()
+        self._commit([(d.item, row) for d, row in zip(decoded, rows, strict=True)])
+        self._spent("write", time.perf_counter() - started)
+        with self._mutex:
+            self.screened += len(rows)
+
+    def _commit(self, rows: list[tuple[int, Row]]) -> None:
+        for index, row in rows:
+            self._sink.add(index, row)
+        with self._mutex:
+            self.status.update(row.status for _, row in rows)
+            self.on_rows(len(rows))
+
+    def _spent(self, stage: str, seconds: float) -> None:
+        with self._mutex:
+            self.seconds[stage] += seconds
+
+
+def is_flagged(row: Row) -> bool:
+    """Whether a row is at or above a threshold of the operating point."""
+    return bool(row.flag_unhealthy or row.flag_covid)
+
+
+def buffers(count: int, batch_size: int) -> SimpleQueue[NDArray[np.float32]]:
+    """``count`` arrays for batches, (batch_size, 1, 224, 224) float32."""
+    free: SimpleQueue[NDArray[np.float32]] = SimpleQueue()
+    for _ in range(count):
+        free.put(np.empty((batch_size, 1, SIZE, SIZE), np.float32))
+    return free

@@ -1,0 +1,180 @@
+"""``comit report``, ``overlay``, ``worklist``, ``dicom`` and ``compare``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from comit.look.output import Made
+
+PATH = click.Path(path_type=Path)
+RESULTS = click.argument("results", type=PATH)
+IMAGES = click.option(
+    "--images",
+    type=PATH,
+    help="The screened folder, or the manifest's [default: the one that the results name].",
+)
+OUT = click.option("--out", "-o", type=PATH, required=True)
+BY = click.option(
+    "--by",
+    type=click.Choice(["score_unhealthy", "score_covid", "score_other", "disease_fraction"]),
+    default="score_unhealthy",
+    show_default=True,
+    help="What to sort by, highest first.",
+)
+COLUMN = click.option("--column", "extra", multiple=True, help="Also this column of the manifest.")
+
+
+@click.command()
+@RESULTS
+@IMAGES
+@OUT
+@BY
+@COLUMN
+@click.option(
+    "--top", type=click.IntRange(0), default=200, show_default=True, help="Rows with a picture."
+)
+@click.option("--model", type=PATH, help="What draws heat maps, if not the bundled model.")
+@click.option("--run", type=PATH, help="What comit screen --report wrote, for the throughput.")
+def report(results: Path, images: Path | None, out: Path, **given: Any) -> None:
+    """Write RESULTS as one HTML page that needs no network.
+
+    It holds paths and UIDs as RESULTS does, and X-rays: keep it where they may be kept.
+    """
+    from comit.console import Console
+    from comit.look.report import write_report
+
+    made = write_report(results, images, out, console=Console(), **given)
+    _close(made, f"the report is {out}")
+
+
+@click.command()
+@RESULTS
+@IMAGES
+@OUT
+@click.option(
+    "--style", type=click.Choice(["contour", "fill"]), default="contour", show_default=True
+)
+@click.option("--flagged", is_flag=True, help="Only rows with a flag.")
+@click.option(
+    "--explain", type=click.Choice(["gradcam"]), help="Also what the network looked at, as heat."
+)
+@click.option(
+    "--task",
+    type=click.Choice(["unhealthy", "covid"]),
+    default="unhealthy",
+    show_default=True,
+    help="The score to explain.",
+)
+@click.option(
+    "--model",
+    type=PATH,
+    help="The training run or .onnx file to explain; default: the bundled one.",
+)
+def overlay(
+    results: Path,
+    images: Path | None,
+    out: Path,
+    style: str,
+    flagged: bool,
+    explain: str | None,
+    task: Any,
+    model: Path | None,
+) -> None:
+    """Write PNG pictures of RESULTS into the folder OUT: lungs blue, disease orange.
+
+    --explain runs the network again in PyTorch. Needs: pip install 'comit[train]'
+    """
+    from comit.console import Console
+    from comit.look.overlay import overlay as run
+
+    explained = None
+    if explain:
+        from comit.look.explain import GradCam
+
+        explained = GradCam(model, task)
+    made = run(
+        results,
+        images,
+        out,
+        fill=style == "fill",
+        flagged=flagged,
+        explain=explained,
+        console=Console(),
+    )
+    _close(made, f"{len(made.files):,} pictures in {out}; {made.without:,} rows without")
+
+
+@click.command()
+@RESULTS
+@OUT
+@BY
+@COLUMN
+def worklist(results: Path, out: Path, by: str, extra: tuple[str, ...]) -> None:
+    """Write RESULTS as CSV in the order in which to read them; failed rows come last."""
+    from comit.look.worklist import worklist as run
+
+    rows = run(results, out, by, extra)
+    _say(f"{rows:,} rows in {out}, by {by}. Research use only")
+
+
+@click.command()
+@RESULTS
+@IMAGES
+@OUT
+@click.option("--to", "kind", type=click.Choice(["seg", "sr", "sc"]), required=True)
+def dicom(results: Path, images: Path | None, out: Path, kind: Any) -> None:
+    """Write DICOM objects for the DICOM radiographs of RESULTS into the folder OUT.
+
+    \b
+      seg  segmentation of lungs and disease
+      sr   measurement report (TID 1500): scores, flags, disease fraction
+      sc   secondary capture with burned-in contours
+
+    Needs: pip install 'comit[dicom]'
+    """
+    from comit.console import Console
+    from comit.look.dicom import export
+
+    made = export(results, images, out, kind, Console())
+    _close(
+        made, f"{len(made.files):,} {kind.upper()} objects in {out}; {made.without:,} rows without"
+    )
+
+
+@click.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def compare(a: Path, b: Path, as_json: bool) -> None:
+    """Say how the results B differ from A: scores, flags, masks."""
+    import json
+
+    from comit.look.compare import as_dict, lines
+    from comit.look.compare import compare as run
+
+    found = run(a, b)
+    click.echo(json.dumps(as_dict(found), indent=1) if as_json else "\n".join(lines(found)))
+
+
+def _say(text: str) -> None:
+    from comit.console import Console
+
+    Console().line(text)
+
+
+def _close(made: Made, text: str) -> None:
+    """Sums up what was made; exit code 3 where pictures were not found or not readable."""
+    _say(f"{text}. Research use only")
+    for row_id, reason in made.problems[:10]:
+        _say(f"  {row_id}: {reason}")
+    if made.problems:
+        _say(f"{len(made.problems):,} rows could not be shown; is --images the screened folder?")
+        sys.exit(3)
+
+
+COMMANDS = (report, overlay, worklist, dicom, compare)

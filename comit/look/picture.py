@@ -1,0 +1,218 @@
+"""The X-ray of a row, shown in the tones it was screened in, and its masks laid over it.
+
+The model's grid spans the whole picture, so a mask maps to it by scaling alone: the pixel with
+centre (y + 1/2) of H lies in cell floor((y + 1/2) 224 / H). Where H >= 224, the pixel that holds a
+cell's centre lies in that cell again, so nearest neighbours lead back to the mask bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from comit.decode import Image, Limits, open_image
+from comit.decode.worker import read_file
+from comit.errors import ItemError, UsageError
+from comit.preprocess import SIZE, picture
+from comit.reasons import Fail
+from comit.results import decode_mask
+
+Mask = NDArray[np.bool_]
+Grey = NDArray[np.uint8]
+Rgb = NDArray[np.uint8]
+
+LUNGS = (86, 204, 242)  # RGB, light blue
+DISEASE = (255, 122, 51)  # orange: apart from blue for every kind of colour vision
+RESEARCH = "RESEARCH USE ONLY"
+RAMP = (  # red, green, blue and opacity of a heat map at 0, 1/4, 1/2, 3/4 and 1
+    (0.0, 0.0, 0.0, 0.0),
+    (0.48, 0.12, 0.64, 0.40),
+    (1.0, 0.35, 0.12, 0.55),
+    (1.0, 0.75, 0.18, 0.60),
+    (1.0, 1.0, 0.69, 0.65),
+)
+Row = Mapping[str, Any]
+
+
+class Pictures:
+    """Finds the files of rows under the folder they were screened from.
+
+    ``root`` is that folder, None is the one that the results name in ``said``, their provenance.
+    Nothing outside it is opened, whatever a path says. Raises UsageError where there is no such
+    folder, or the results hold no plain paths.
+    """
+
+    def __init__(self, root: Path | None, said: Mapping[str, Any]) -> None:
+        mode = str(said.get("identifiers", "plain")).split()[0]
+        if mode != "plain":
+            raise UsageError(
+                f"these results have {mode} identifiers, so no picture can be found by its path; "
+                "screen with --identifiers plain to look at pictures (report --top 0 needs none)"
+            )
+        if root is None and "root" not in said:
+            raise UsageError("these results do not say where their pictures are; give --images")
+        folder = root or Path(said["root"])
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder; give the screened one with --images")
+        self._root = os.path.realpath(os.fsencode(folder))
+
+    def data(self, row: Row) -> bytes:
+        """The bytes of a row's file; raises ItemError.
+
+        ``vanished`` where there is none, ``changed`` where they are not those that were screened:
+        masks are never laid over another picture.
+        """
+        path = row["path"] or ""
+        for name in (path.encode(), _as_listed(path)):
+            if b"\0" in name:
+                break
+            file = os.path.realpath(os.path.join(self._root, name))  # noqa: PTH118
+            if file.startswith(self._root + b"/") and os.path.isfile(file):  # noqa: PTH113
+                contents = read_file(file, Limits().file_bytes)
+                if row["file_crc32"] not in (None, contents.crc32):
+                    raise ItemError(Fail.CHANGED)
+                return contents.data
+        raise ItemError(Fail.VANISHED)
+
+    def open(self, row: Row) -> Image:
+        """The picture of a row, its pixels not yet decoded; raises ItemError."""
+        return open_as(row, self.data(row))
+
+
+def open_as(row: Row, data: bytes) -> Image:
+    """The picture in a file's bytes, where it is the row's; raises ItemError.
+
+    ``changed`` where it has another size or SOPInstanceUID.
+    """
+    image = open_image(data)
+    uid = row["sop_instance_uid"]
+    if (image.height, image.width) != (row["rows"], row["cols"]) or (
+        uid is not None and image.sop_instance_uid is not None and uid != image.sop_instance_uid
+    ):
+        raise ItemError(Fail.CHANGED)
+    return image
+
+
+def show(image: Image) -> Grey:
+    """(H, W) uint8 in the tones it was screened in, air dark. Raises ItemError."""
+    return np.rint(picture(image.samples(), image.presentation) * 255).astype(np.uint8)
+
+
+def _as_listed(path: str) -> bytes:
+    r"""The bytes of a name of which those that are not UTF-8 are shown as ``\xNN``."""
+    return re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), path.encode())
+
+
+class Masks(NamedTuple):
+    """The two masks of a row, (224, 224) each."""
+
+    lungs: Mask
+    disease: Mask
+
+
+def masks(row: Row) -> Masks:
+    """The masks of a row that has them; raises ItemError ``corrupt`` for another size."""
+    found = Masks(decode_mask(row["lung_rle"]), decode_mask(row["disease_rle"]))
+    if found.lungs.shape != (SIZE, SIZE) or found.disease.shape != (SIZE, SIZE):
+        raise ItemError(Fail.CORRUPT)
+    return found
+
+
+def to_picture(mask: Mask, height: int, width: int) -> Mask:
+    """(224, 224) to (height, width) by nearest neighbours."""
+    y = (2 * np.arange(height) + 1) * SIZE // (2 * height)
+    x = (2 * np.arange(width) + 1) * SIZE // (2 * width)
+    return np.asarray(mask[np.ix_(y, x)])
+
+
+def draw(
+    grey: Grey,
+    found: Masks,
+    *,
+    fill: bool = False,
+    heat: NDArray[np.float32] | None = None,
+    label: str | None = None,
+) -> Rgb:
+    """(H, W, 3) uint8 RGB: lungs and disease as contours, or filled, over a (H, W) picture.
+
+    ``heat`` is a map of (224, 224) in [0, 1] to lay beneath them.
+    """
+    height, width = grey.shape
+    rgb = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+    if heat is not None:
+        rgb = _warm(rgb, heat)
+    thickness = max(1, round(min(height, width) / 350))
+    for mask, colour in zip(found, (LUNGS, DISEASE), strict=True):
+        large = to_picture(mask, height, width)
+        if fill:
+            share = 0.18 if colour == LUNGS else 0.42
+            tint = np.asarray(colour, np.float32) * share
+            rgb[large] = np.rint(rgb[large] * np.float32(1 - share) + tint).astype(np.uint8)
+        else:
+            area = large.astype(np.uint8)
+            outlines, _ = cv2.findContours(area, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(rgb, outlines, -1, colour, thickness)
+    if label:
+        _write(rgb, label)
+    return np.asarray(rgb, dtype=np.uint8)
+
+
+def _warm(rgb: Any, heat: NDArray[np.float32]) -> Any:
+    """A heat map in the colours of :data:`RAMP` over a picture."""
+    height, width = rgb.shape[:2]
+    large = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
+    stops = np.linspace(0, 1, len(RAMP))
+    *colour, opacity = (
+        np.interp(large, stops, c).astype(np.float32) for c in zip(*RAMP, strict=True)
+    )
+    tint = 255 * np.stack(colour, axis=-1)
+    return np.rint(rgb + (tint - rgb) * opacity[..., None]).astype(np.uint8)
+
+
+def _write(rgb: Any, label: str) -> None:
+    """Burns lines of text into the lower left corner, on black, and the key to the colours."""
+    height, width = rgb.shape[:2]
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    lines = [(text, (255, 255, 255)) for text in label.splitlines()]
+    lines += [("lungs", LUNGS), ("disease", DISEASE)]
+    (widest, tall), _ = cv2.getTextSize(max((t for t, _ in lines), key=len), font, 1.0, 2)
+    scale = min(height / 1100, 0.7 * width / widest)
+    line = round(1.9 * tall * scale)
+    thickness = max(1, round(1.6 * scale))
+    top = height - line * len(lines) - line // 2
+    cv2.rectangle(rgb, (0, top), (round(widest * scale) + line, height), (0, 0, 0), -1)
+    for i, (text, colour) in enumerate(lines, start=1):
+        at = (line // 2, top + i * line)
+        cv2.putText(rgb, text, at, font, scale, colour, thickness, cv2.LINE_AA)
+
+
+def outline(mask: Mask) -> str:
+    """An SVG path around a (224, 224) mask, in thirds of a cell: 0 to 672 both ways.
+
+    It runs through the outermost thirds, so cells alone still have an area.
+    """
+    thirds = mask.astype(np.uint8).repeat(3, axis=0).repeat(3, axis=1)
+    found, _ = cv2.findContours(thirds, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    parts = []
+    for contour in found:
+        points = contour.reshape(-1, 2)
+        steps = np.diff(points, axis=0).tolist()
+        parts.append(f"M{points[0][0]} {points[0][1]}l" + " ".join(f"{x} {y}" for x, y in steps))
+    return "".join(f"{p}z" for p in parts)
+
+
+def file_stem(row: Row) -> str:
+    """A file name for a row: letters of its path, and what makes it unique and harmless."""
+    import hashlib
+
+    digest = hashlib.blake2b(row["row_id"].encode("utf-8", "surrogatepass"), digest_size=6)
+    name = Path(row["path"]).stem if row["path"] else ""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60].strip("_-")
+    return f"{plain}-{digest.hexdigest()}" if plain else digest.hexdigest()

@@ -1,0 +1,72 @@
+"""Reading results: one file or a folder of them, whatever settings wrote them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import resultfiles as rf
+
+from comit.errors import UsageError
+from comit.postprocess import encode
+from comit.results import COLUMNS, decode_mask, provenance, read
+
+
+def test_a_file_has_our_columns_first_and_then_those_of_its_manifest(tmp_path):
+    file = rf.write(tmp_path / "r.parquet", [rf.ok("a", ward="3"), rf.ok("b", ward="4")])
+    table = read(file)
+    assert table.column_names == [*COLUMNS, "ward"]
+    assert table["row_id"].to_pylist() == ["a", "b"]
+    assert table["study_instance_uid"].to_pylist() == [None, None]  # the file lacks it
+
+
+def test_columns_come_as_asked_for(tmp_path):
+    file = rf.write(tmp_path / "r.parquet", [rf.ok("a", ward="3")])
+    assert read(file, ("ward", "path")).to_pylist() == [{"ward": "3", "path": "a.png"}]
+
+
+def test_a_folder_is_the_sum_of_its_nights_and_of_nothing_hidden(tmp_path):
+    rf.write(tmp_path / "1.parquet", [rf.ok("a")])
+    rf.write(tmp_path / "2.parquet", [rf.ok("b"), rf.unscored("c", "failed", "empty")])
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / "report.html").write_text("made of it")
+    (tmp_path / ".part.parquet").touch()
+    (tmp_path / ".comit").mkdir()
+    rf.write(tmp_path / ".comit" / "part.parquet", [rf.ok("staged")])
+    table = read(tmp_path)
+    assert table["row_id"].to_pylist() == ["a", "b", "c"]
+    assert provenance(table)["model"] == "tiny"
+
+
+def test_provenance_has_no_prefix_and_thresholds_as_numbers(tmp_path):
+    said = provenance(read(rf.write(tmp_path / "r.parquet", [rf.ok("a")])))
+    assert said["model_sha256"] == "ab" * 32 and said["thresholds"] == rf.THRESHOLDS
+
+
+def test_what_is_not_results_is_refused_and_named(tmp_path):
+    other, text = tmp_path / "other.parquet", tmp_path / "text.parquet"
+    pq.write_table(pa.table({"x": [1]}), other)
+    text.write_text("row_id,status\n")
+    twice = rf.write(tmp_path / "twice.parquet", [rf.ok("a"), rf.ok("a")])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for file, why in [
+        (other, "no row_id and status"),
+        (text, "cannot be read as Parquet"),
+        (tmp_path / "nowhere", "cannot be read as Parquet"),
+        (twice, "two rows of one row_id"),
+        (empty, "no row_id and status"),
+    ]:
+        with pytest.raises(UsageError, match=f"{file.name}.*{why}"):
+            read(file)
+    good = rf.write(tmp_path / "good.parquet", [rf.ok("a")])
+    with pytest.raises(UsageError, match="no column 'wrad'"):
+        read(good, ("row_id", "wrad"))
+
+
+def test_a_mask_decodes_to_what_was_encoded():
+    mask = np.random.default_rng(0).random((2, 224, 224)) < 0.3
+    for encoded, original in zip(encode(mask), mask, strict=True):
+        decoded = decode_mask(encoded)
+        assert decoded.dtype == bool and np.array_equal(decoded, original)
