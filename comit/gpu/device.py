@@ -109,14 +109,14 @@ class PycudaDevice(Device):
         try:
             cuda.init()
             count = cuda.Device.count()
+            if index >= count:
+                raise UsageError(f"there is no {name}: NVIDIA GPUs on this machine: {count}")
+            self.gpu = cuda.Device(index)
+            self._context = self.gpu.retain_primary_context()
         except cuda.Error as error:
-            raise UsageError(f"no usable NVIDIA GPU: {error}; use --device cpu") from error
-        if index >= count:
-            raise UsageError(f"there is no {name}: this machine has {count} NVIDIA GPUs")
+            raise UsageError(f"{name} cannot be used: {error}; use --device cpu") from error
         self._cuda, self.name = cuda, f"cuda:{index}"
-        self.gpu = cuda.Device(index)
         self.arch = "sm_{}{}".format(*self.gpu.compute_capability())
-        self._context = self.gpu.retain_primary_context()
         self._functions: dict[str, Any] = {}
 
     @contextmanager
