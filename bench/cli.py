@@ -123,6 +123,33 @@ def memory(
 
 
 @bench.command()
+@click.option("--out", type=PATH, required=True, help="OUT.json and OUT.md are written.")
+@click.option("--data", type=PATH, help="Folder of X-rays, for parity on real pictures.")
+@click.option("--device", default="cuda:0", show_default=True)
+@click.option("--minutes", default=9.0, show_default=True, help="No part is begun after them.")
+@click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True)
+@click.option("--width", default=1.0, show_default=True, help="Of the network that is timed.")
+def gpu(out: Path, batch_sizes: tuple[int, ...], **given: Any) -> None:
+    """Measure everything that needs a GPU; what cannot run is listed with its reason.
+
+    Parity of engines and kernels, rates beside the ceilings of the same run, layers one by one.
+    Exit code 1 where a part failed, 0 also where parts could not run.
+    """
+    from comit.errors import MissingExtra
+
+    try:
+        from comit.bench.gpu import Settings, run
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"bench gpu ({error.name})", "train") from error
+    if batch_sizes:
+        given["batch_sizes"] = batch_sizes
+    settings = Settings(**given)
+    parts = run(settings, out, click.echo)
+    if any(p.status == "failed" for p in parts):
+        raise SystemExit(1)
+
+
+@bench.command()
 @click.argument("results", type=PATH)
 @click.option("--images", type=PATH, help="As in comit report.")
 @click.option("--rows", type=click.IntRange(1), default=10_000, show_default=True)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Every check and benchmark that needs an NVIDIA GPU, in one call:
-#   bash bench/gpu_suite.sh [FOLDER OF X-RAYS]
-# Writes JSON, each with machine, versions and commit, and pytest's output to
-# bench/results/<date>-<gpu>/. Goes on after a failure; exits 0 only where every step passed.
-# An engine that is not installed is listed by name; at least one must have run on the GPU.
+#   bash bench/gpu_suite.sh [FOLDER OF X-RAYS] [FOLDER OF WHEELS]
+# For a bare machine without a network: wheels (and pycuda's source) that it lacks are installed
+# from the second folder, into a temporary one. Writes <date>-<gpu>.json and .md, pytest's output
+# and what was installed to bench/results/. Goes on after a failure; what could not run is named
+# with its reason. Exits 0 only where nothing failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -13,52 +14,58 @@ if [ -z "$gpu" ]; then
   exit 1
 fi
 data=${1:-${COMIT_TEST_DATA:-../shared}/cxr/images}
+wheels=${2:-}
 out=bench/results/$(date -u +%Y-%m-%d)-$(tr -cs 'A-Za-z0-9\n' '-' <<<"$gpu")
-mkdir -p "$out"
-failed=() absent=() ran=0
+mkdir -p bench/results
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+failed=0
 
-# step NAME COMMAND...: output to NAME.log; exit code 2 means that the engine is not here
-step() {
-  local name=$1 code
-  shift
-  echo "== $name"
-  "$@" >"$out/$name.log" 2>&1
-  code=$?
-  tail -n 12 "$out/$name.log"
-  case $code in
-    0) ran=$((ran + 1)) ;;
-    2) absent+=("$name") ;;
-    *) failed+=("$name (exit $code)") ;;
-  esac
-}
+if [ -n "$wheels" ]; then
+  site=$(mktemp -d)
+  export PYTHONPATH=$site:$PYTHONPATH
+  for file in "$wheels"/*.whl "$wheels"/*.tar.gz; do
+    [ -e "$file" ] || continue
+    # One at a time: what does not install keeps nothing else from being measured.
+    if timeout 240 python3 -m pip install --quiet --no-index --no-deps --no-build-isolation \
+      --no-compile --no-cache-dir --upgrade --target "$site" "$file" >"$site/pip.log" 2>&1; then
+      echo "installed $(basename "$file")"
+    else
+      echo "NOT INSTALLED $(basename "$file"): $(grep -m 1 -i error "$site/pip.log")"
+    fi
+  done | tee "$out-wheels.log"
+fi
 
 echo "== tests"
-python -m pytest -m gpu -q 2>&1 | tee "$out/pytest.log"
+python3 -m pytest tests/test_gpu.py -q -W default -p no:cacheprovider 2>&1 | tee "$out-pytest.log" | tail -n 25
 code=${PIPESTATUS[0]}
-case $code in
-  0) ;;
-  5) echo "gpu_suite: no test is marked gpu yet" | tee -a "$out/pytest.log" ;;
-  *) failed+=("tests (exit $code)") ;;
-esac
-for engine in tensorrt onnxruntime torch; do
-  for precision in fp32 fp16; do
-    options=(--engine "$engine" --device cuda:0 --precision "$precision")
-    step "latency-$engine-$precision" python -m comit bench latency "${options[@]}" \
-      --batch-size 1 --batch-size 16 --batch-size 64 --batch-size 256 \
-      --json "$out/latency-$engine-$precision.json"
-    if [ -e "$data" ]; then
-      step "throughput-$engine-$precision" python -m comit bench throughput "$data" \
-        "${options[@]}" --json "$out/throughput-$engine-$precision.json"
-    fi
-  done
-done
-[ -e "$data" ] || echo "gpu_suite: $data is not there; throughput was not measured"
+[ "$code" -eq 0 ] || failed=1
 
-echo "== $out: $ran benchmarks ran"
-[ ${#absent[@]} -eq 0 ] || printf 'not possible here: %s\n' "${absent[@]}"
-[ ${#failed[@]} -eq 0 ] || printf 'FAILED: %s\n' "${failed[@]}"
-if [ "$ran" -eq 0 ]; then
-  echo "gpu_suite: no engine ran on $gpu; pip install 'comit[gpu]'" >&2
-  exit 1
+for tool in memcheck racecheck; do
+  echo "== kernels under compute-sanitizer's $tool"
+  if ! command -v compute-sanitizer >/dev/null; then
+    echo "not run: compute-sanitizer is not here"
+    continue
+  fi
+  timeout 150 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+    python3 -m pytest tests/test_gpu.py -q -W default -p no:cacheprovider -k "cpus or cocos" \
+    >"$out-$tool.log" 2>&1
+  code=$?
+  tail -n 3 "$out-$tool.log"
+  case $code in
+    0) ;;
+    124) echo "not finished: it took longer than 150 s" ;;
+    *) failed=1 ;;
+  esac
+done
+
+echo "== benchmarks"
+arguments=(--out "$out" --device cuda:0)
+if [ -d "$data" ]; then
+  arguments+=(--data "$data")
+else
+  echo "gpu_suite: $data is not there; parity is on drawings alone"
 fi
-[ ${#failed[@]} -eq 0 ]
+python3 -m comit bench gpu "${arguments[@]}" || failed=1
+
+echo "== $out.md"
+exit "$failed"

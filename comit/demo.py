@@ -42,7 +42,7 @@ class Kind:
     subject: str = "chest"  # chest, opacity (chest with one), lateral, hand
     modality: str = "DX"
     inverted: bool = False  # MONOCHROME1
-    codec: str = "raw"  # raw, rle, jpeg2000, jpegls
+    codec: str = "raw"  # raw, rle, jpeg2000, jpegls, jpeg (lossless)
 
 
 KINDS = (  # in the order in which they are drawn, over again after the last
@@ -81,10 +81,15 @@ def demo(directory: Path, count: int = 12, seed: int = 0) -> list[Path]:
 def _write(directory: Path, number: int, seed: int) -> Path:
     """Draws and stores picture ``number``, counted from 1."""
     kind = KINDS[(number - 1) % len(KINDS)]
+    picture = draw(kind.subject, np.random.default_rng((seed % 2**32, number)))
+    return store(directory, picture, kind, seed, number)
+
+
+def store(directory: Path, picture: Picture, kind: Kind, seed: int, number: int) -> Path:
+    """Writes (H, W) in [0, 1] as ``kind`` says; its name and UIDs come from the numbers."""
     name = f"synthetic-{number:02d}-{kind.subject}"
     path = directory / f"{name}-{kind.codec}.dcm" if kind.suffix == "dcm" else None
     path = path or directory / f"{name}-{kind.bits}bit.{kind.suffix}"
-    picture = draw(kind.subject, np.random.default_rng((seed % 2**32, number)))
     stored = np.round(picture * (2**kind.bits - 1)).astype(np.uint16)
     if kind.suffix == "dcm":
         _write_dicom(path, stored, kind, seed, number)
@@ -371,6 +376,9 @@ def _write_dicom(path: Path, stored: Stored, kind: Kind, seed: int, number: int)
             stream = imagecodecs.jpeg2k_encode(
                 values, level=0, codecformat="j2k", bitspersample=kind.bits, reversible=True
             )
+        elif kind.codec == "jpeg":
+            ds.file_meta.TransferSyntaxUID = uid.JPEGLosslessSV1
+            stream = imagecodecs.ljpeg_encode(values, bitspersample=kind.bits)
         else:
             ds.file_meta.TransferSyntaxUID = uid.JPEGLSLossless
             stream = imagecodecs.jpegls_encode(values)

@@ -59,6 +59,64 @@ def onnx(run: str, out: Path, precision: str, images: Path | None, name: str | N
     click.echo(f"{out}: {written.name}, {precision}; agrees with PyTorch {parity}")
 
 
+@export.command()
+@click.argument("model")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The .engine file to write; its card is written beside it.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="The largest batch, and the one it is tuned for.",
+)
+@click.option(
+    "--level",
+    type=click.IntRange(0, 5),
+    default=3,
+    show_default=True,
+    help="How long TensorRT looks for fast kernels.",
+)
+@click.option("--device", default="cuda:0", show_default=True)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of engines made before [default: ~/.cache/comit].",
+)
+def tensorrt(
+    model: str, out: Path, batch_size: int, level: int, device: str, cache: Path | None
+) -> None:
+    """Compile MODEL to a TensorRT FP16 engine: an .onnx file of comit's, or "bundled".
+
+    The engine runs with this TensorRT on this kind of GPU alone; TensorRT for RTX needs no GPU to
+    compile for those it knows. `comit screen --engine tensorrt` with an .onnx file compiles on
+    first use and keeps the engine; with --model FILE.engine it takes this one.
+    """
+    from comit.card import BUNDLED
+    from comit.errors import UsageError
+    from comit.export.to_tensorrt import Options, export_engine
+
+    if out.suffix != ".engine":
+        raise UsageError(f"{out} must end in .engine")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent} is not a folder")
+    about = export_engine(
+        BUNDLED if model == "bundled" else Path(model),
+        out,
+        Options(batch_size, level),
+        device,
+        cache,
+        lambda line: click.echo(line, err=True),
+    )
+    made = about.machine
+    gpu = made.gpu or "any GPU it knows"
+    click.echo(f"{out}: {about.precision}, {made.tensorrt} {made.version}, for {gpu}")
+
+
 def _load(run: str, precision: str) -> tuple[COMiTNet, Card]:
     from comit.card import BUNDLED, open_model
     from comit.errors import UsageError

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from comit.demo import demo
+from comit.engine.base import Inference
 from comit.engine.onnxruntime import OnnxRuntimeEngine
 from comit.errors import ItemError, ParityError, UsageError
 from comit.model.network import COMiTNet
@@ -42,6 +43,11 @@ class Parity:
     score: float  # largest difference of any score
     lung_iou: float  # pooled over the images, at probability 0.5
     disease_iou: float
+
+    def within(self, allowed: Tolerance) -> bool:
+        """Whether scores and both masks are as near as they must be; a NaN is not."""
+        ious = (self.lung_iou, self.disease_iou)
+        return self.score <= allowed.score and all(iou >= allowed.iou for iou in ious)
 
     def __str__(self) -> str:
         return (
@@ -73,28 +79,30 @@ def check(
         for i in range(0, len(images), 4):
             outputs = network(torch.from_numpy(images[i : i + 4]).to(device))
             ours_scores.append(outputs.scores().cpu().numpy())
-            ours_masks.append(outputs.masks().cpu().numpy() >= 0.5)
+            ours_masks.append(outputs.masks().cpu().numpy())
         network.train(training)
-    masks = np.concatenate(ours_masks)
-    parity = Parity(
-        images=len(images),
-        source=source,
-        # np.max keeps a NaN, and a NaN is not within the tolerance.
-        score=float(np.max(np.abs(np.concatenate(ours_scores) - theirs.scores))),
-        lung_iou=_pooled_iou(masks[:, 0], theirs.masks[:, 0] >= 128),  # 128 / 255 is above 0.5
-        disease_iou=_pooled_iou(masks[:, 1], theirs.masks[:, 1] >= 128),
-    )
+    parity = compare(np.concatenate(ours_scores), np.concatenate(ours_masks), theirs, source)
     allowed = TOLERANCES[precision]
-    if not (
-        parity.score <= allowed.score
-        and parity.lung_iou >= allowed.iou
-        and parity.disease_iou >= allowed.iou
-    ):
+    if not parity.within(allowed):
         raise ParityError(
             f"the exported {precision} model differs from PyTorch {parity}; allowed are "
             f"{allowed.score:.0e} and {allowed.iou}. Nothing was written"
         )
     return parity
+
+
+def compare(
+    scores: NDArray[np.float32], masks: NDArray[np.float32], theirs: Inference, source: str
+) -> Parity:
+    """How far an engine is from (N, 3) scores and (N, 2, 224, 224) probabilities of PyTorch."""
+    lung, disease = (
+        # 128 / 255 is above 0.5
+        _pooled_iou(masks[:, i] >= 0.5, theirs.masks[:, i] >= 128)
+        for i in range(2)
+    )
+    # np.max keeps a NaN, and a NaN is not within the tolerance.
+    score = float(np.max(np.abs(scores - theirs.scores)))
+    return Parity(len(scores), source, score, lung, disease)
 
 
 def _pooled_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:

@@ -109,12 +109,17 @@ def test_wrong_use_is_one_line_exit_2_and_nothing_overwritten(tmp_path, tiny_mod
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
 
-def test_an_engine_that_is_not_here_says_so_in_one_line(tmp_path, tiny_model, pictures):
+def test_an_engine_that_is_not_here_says_so_in_one_line(
+    monkeypatch, tmp_path, tiny_model, pictures
+):
+    monkeypatch.setitem(sys.modules, "pycuda", None)
     out = tmp_path / "r.parquet"
     one_line(
         comit("screen", pictures, "--out", out, "--model", tiny_model, "--engine", "tensorrt"),
         2,
-        "TensorRT",
+        "engine tensorrt (",
+        "pycuda",
+        "pip install 'comit[gpu]'",
     )
 
 

@@ -204,14 +204,35 @@ def test_on_a_gpu_machine_the_order_is_fastest_first(monkeypatch):
 def test_a_gpu_machine_without_tensorrt_is_told(tiny_model, monkeypatch):
     require("openvino")
     monkeypatch.setattr(engines, "gpu_present", lambda: True)
+    monkeypatch.setitem(sys.modules, "pycuda", None)
     engine = load_engine(tiny_model)
-    assert engine.notes[0] == f"not used: {engines.TENSORRT}"
+    assert engine.notes[0].startswith("not used: engine tensorrt (")
+    assert engine.notes[0].endswith("pip install 'comit[gpu]'")
 
 
-def test_tensorrt_says_what_is_missing(tiny_model):
-    with pytest.raises(UsageError, match="no TensorRT engine"):
+def test_a_machine_without_a_gpu_is_told(tiny_model, monkeypatch):
+    require("openvino")
+    monkeypatch.setattr(engines, "gpu_present", lambda: False)
+    note = "not used: tensorrt; this machine has no NVIDIA GPU"
+    assert load_engine(tiny_model).notes == (note,)
+    assert load_engine(tiny_model, device="cpu").notes == ()
+    assert load_engine(tiny_model, "openvino").notes == ()
+
+
+def test_tensorrt_says_what_is_missing(tiny_model, monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    said = "engine tensorrt (tensorrt, pycuda) needs a package that is not here: pip install 'comit"
+    with pytest.raises(MissingExtra) as error:
         load_engine(tiny_model, "tensorrt")
-    assert dict(available())["tensorrt"] == engines.TENSORRT
+    assert str(error.value) == f"{said}[gpu]'" == dict(available())["tensorrt"]
+
+
+def test_any_of_the_tensorrt_packages_will_do(monkeypatch):
+    here = {"tensorrt_rtx_bindings", "pycuda"}
+    monkeypatch.setattr(engines, "find_spec", lambda name: name if name in here else None)
+    assert dict(available())["tensorrt"] is None
+    here.remove("pycuda")
+    assert "engine tensorrt (pycuda)" in dict(available())["tensorrt"]
 
 
 @pytest.mark.parametrize(
@@ -303,6 +324,29 @@ def test_engines_print_nothing(tiny_model, capfd, caplog, images):
         load(name, tiny_model).infer(images[:1])
     assert capfd.readouterr() == ("", "")
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+def test_a_fused_network_is_the_same_network(tiny_model, images):
+    torch = pytest.importorskip("torch")
+    from comit.engine.torch import ConvolutionRelu, fuse_relu, on_gpu
+    from comit.export.graph import Graph
+    from comit.export.to_onnx import load_network
+    from comit.model.network import fold_batch_norm
+
+    cpu = torch.device("cpu")
+    fused = on_gpu(load_network(tiny_model), torch.float32, cpu, "fused")
+    layers = [m for m in fused.modules() if isinstance(m, ConvolutionRelu)]
+    assert len(layers) == 37  # all but the last of either decoder
+    plain = Graph(fold_batch_norm(load_network(tiny_model)))
+    with torch.inference_mode():
+        scores, masks = (
+            (a.float() - b.float()).abs().max()
+            for a, b in zip(*(net(torch.from_numpy(images)) for net in (plain, fused)), strict=True)
+        )
+    assert scores < 1e-5 and masks <= 1
+    assert fuse_relu(fused.network) is fused.network
+    with pytest.raises(UsageError, match="choose compiled"):
+        on_gpu(plain.network, torch.float32, cpu, "other")
 
 
 def test_openvino_neither_reports_nor_leaves_files(tmp_path):

@@ -24,18 +24,23 @@ class Backend:
 
     module: str
     engine: str  # the class in it
-    packages: tuple[str, ...]
+    packages: tuple[str, ...]  # "a|b": either
     extra: str
 
 
 BACKENDS = {
+    "tensorrt": Backend(
+        "comit.engine.tensorrt",
+        "TensorRtEngine",
+        ("tensorrt|tensorrt_rtx|tensorrt_rtx_bindings", "pycuda"),
+        "gpu",
+    ),
     "openvino": Backend("comit.engine.openvino", "OpenVinoEngine", ("openvino",), "cpu"),
     "onnxruntime": Backend(
         "comit.engine.onnxruntime", "OnnxRuntimeEngine", ("onnxruntime",), "cpu"
     ),
     "torch": Backend("comit.engine.torch", "TorchEngine", ("torch", "onnx", "onnxscript"), "train"),
 }
-TENSORRT = "this version of comit has no TensorRT engine; choose onnxruntime or torch"
 FASTEST = {  # first is fastest, measured on the CPU (bench/results), published for GPUs
     "cpu": ("openvino", "onnxruntime", "torch"),
     "cuda": ("tensorrt", "onnxruntime", "torch"),
@@ -44,7 +49,7 @@ FASTEST = {  # first is fastest, measured on the CPU (bench/results), published 
 
 def available() -> list[tuple[str, str | None]]:
     """(engine, why it cannot be had, or None) of every engine; imports none of them."""
-    return [("tensorrt", TENSORRT)] + [(name, _lacking(name)) for name in BACKENDS]
+    return [(name, _lacking(name)) for name in BACKENDS]
 
 
 def load_engine(
@@ -57,18 +62,16 @@ def load_engine(
 ) -> Engine:
     """Loads a model file, checked against its card, on an engine.
 
-    ``name``: openvino, onnxruntime, torch, or auto, the fastest that is installed. ``device``:
-    cpu, cuda:N, or auto, the first GPU where there is one and an engine for it, else the CPU.
+    ``name``: tensorrt, openvino, onnxruntime, torch, or auto, the fastest that is installed.
+    ``device``: cpu, cuda:N, or auto, the first GPU with an engine for it, else the CPU.
     ``precision``: fp32, bf16, fp16, or auto, the engine's fastest that keeps the results.
     ``batch_size`` and ``threads`` (cores to use): None is what measured best, and all.
     Raises ModelError, MissingExtra, UsageError.
     """
     from comit.card import open_model
 
-    if name not in ("auto", "tensorrt", *BACKENDS):
+    if name not in ("auto", *BACKENDS):
         raise UsageError(f"engine {name!r}: choose auto, {', '.join(BACKENDS)}")
-    if name == "tensorrt":
-        raise UsageError(TENSORRT)
     if device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:\d+", device):
         raise UsageError(f"device {device!r}: choose auto, cpu or cuda:0")
     if batch_size is not None and batch_size < 1:
@@ -83,7 +86,10 @@ def load_engine(
         except UsageError as error:
             refused.append(error)
             continue
-        engine.notes = tuple(f"not used: {error}" for error in refused)
+        notes = [f"not used: {error}" for error in refused]
+        if (name, device) == ("auto", "auto") and not gpu_present():
+            notes.append("not used: tensorrt; this machine has no NVIDIA GPU")
+        engine.notes = (*notes, *engine.notes)
         return engine
     # The most telling refusal: of an engine that is here, else of the one to install.
     raise next((e for e in reversed(refused) if not isinstance(e, MissingExtra)), refused[-1])
@@ -126,11 +132,10 @@ def _load(
     batch_size: int | None,
     threads: int | None,
 ) -> Engine:
-    if name == "tensorrt":
-        raise UsageError(TENSORRT)
     backend = BACKENDS[name]
-    if _lacking(name):
-        raise MissingExtra(f"engine {name}", "gpu" if device != "cpu" else backend.extra)
+    if missing := _missing(name):
+        extra = backend.extra if device == "cpu" else "gpu"
+        raise MissingExtra(f"engine {name} ({', '.join(missing)})", extra)
     engine = getattr(import_module(backend.module), backend.engine)
     loaded: Engine = engine(content, device, precision, batch_size, threads)
     return loaded
@@ -138,7 +143,13 @@ def _load(
 
 def _lacking(name: str) -> str | None:
     """What to install for an engine, or None."""
-    backend = BACKENDS[name]
-    if all(find_spec(package) for package in backend.packages):
-        return None
-    return str(MissingExtra(f"engine {name}", backend.extra))
+    if missing := _missing(name):
+        what = f"engine {name} ({', '.join(missing)})"
+        return str(MissingExtra(what, BACKENDS[name].extra))
+    return None
+
+
+def _missing(name: str) -> list[str]:
+    """The packages of an engine that are not here; of alternatives, the first."""
+    choices = [package.split("|") for package in BACKENDS[name].packages]
+    return [choice[0] for choice in choices if not any(map(find_spec, choice))]

@@ -15,7 +15,7 @@ from comit.errors import ModelError
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types; groups (3, 4) are not in ONNX
 
 # Field numbers of onnx.proto.
-MODEL_GRAPH, MODEL_TRAINING, MODEL_FUNCTIONS = 7, 20, 25
+MODEL_GRAPH, MODEL_METADATA, MODEL_TRAINING, MODEL_FUNCTIONS = 7, 14, 20, 25
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE = 1, 5, 15
 NODE_ATTRIBUTE = 5
 ATTRIBUTE_TENSOR, ATTRIBUTE_NESTED = 5, {6, 10, 11, 22, 23}  # graphs, tensors, sparse tensors
@@ -36,6 +36,19 @@ def check(content: bytes) -> None:
         raise ModelError("the model file is not ONNX, or is damaged") from error
     if graphs != 1:
         raise ModelError("the model file is not ONNX, or is damaged")
+
+
+def metadata(content: bytes) -> dict[str, str]:
+    """The notes that ``comit export onnx`` left in a file; raises ModelError for noise."""
+    notes: dict[str, str] = {}
+    try:
+        for field, value in _fields(memoryview(content)):
+            if field == MODEL_METADATA:  # StringStringEntryProto: key 1, value 2
+                pair = {k: str(_message(v), "utf-8") for k, v in _fields(_message(value))}
+                notes[pair.get(1, "")] = pair.get(2, "")
+    except (IndexError, ValueError) as error:
+        raise ModelError("the model file is not ONNX, or is damaged") from error
+    return notes
 
 
 def _check_graph(graph: memoryview) -> None:

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import pairwise
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from comit.engine.base import Engine, Inference, padded
+from comit.engine.base import IMAGE, Engine, Inference, padded
 from comit.errors import UsageError
+from comit.export.graph import Graph
 from comit.export.to_onnx import load_network
 from comit.model.network import fold_batch_norm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+# How a GPU runs the network; all channels last and as a captured CUDA graph.
+VARIANTS = (
+    "compiled",  # torch.compile: Triton fuses everything but the convolutions
+    "fused",  # convolution, bias and ReLU in one call of cuDNN
+    "eager",
+)
+LANES = 2  # on a GPU: copies of one lane overlap the other's arithmetic
+
+
 class TorchEngine(Engine):
-    """Eager PyTorch, channels last, batch norm folded into the convolutions.
+    """PyTorch, channels last, batch norm folded into the convolutions.
 
     ``precision`` ``auto`` is fp16 on a GPU; on a CPU bf16 where it multiplies it in hardware,
-    else fp32. ``threads`` is set for the whole process: PyTorch knows no other way. The GPU path
-    is unverified: it was written without one.
+    else fp32. ``threads`` is set for the whole process: PyTorch knows no other way. The CPU runs
+    it eagerly, a GPU as :class:`Captured`; the GPU path is unverified: it was written without one.
     """
 
     name = "torch"
@@ -35,6 +48,7 @@ class TorchEngine(Engine):
         precision: str = "auto",
         batch_size: int | None = None,
         threads: int | None = None,
+        variant: str = VARIANTS[0],
     ) -> None:
         gpu = device != "cpu"
         if gpu and not torch.cuda.is_available():
@@ -42,12 +56,15 @@ class TorchEngine(Engine):
         if precision == "auto":
             bf16 = torch.cpu._is_avx512_bf16_supported()
             precision = "fp16" if gpu else "bf16" if bf16 else "fp32"
-        if precision not in DTYPES or (precision == "fp16" and not gpu):
+        if precision not in DTYPES or precision == ("bf16" if gpu else "fp16"):
             raise UsageError(f"torch does not compute in {precision} on {device}; choose fp32")
         if threads is not None:
             torch.set_num_threads(threads)
         self.device, self.precision = device, precision
-        self.batch_size = batch_size or (32 if gpu else 4)
+        self.batch_size = batch_size or (64 if gpu else 4)
+        if gpu:
+            self._capture(load_network(model), variant)
+            return
         network = fold_batch_norm(load_network(model))
         self._network = network.requires_grad_(False)
         self._network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -57,8 +74,38 @@ class TorchEngine(Engine):
             else nullcontext()
         )
 
+    def _capture(self, network: Any, variant: str) -> None:
+        """A graph for each lane; a compiler that fails is a note, not an error."""
+        device, dtype = torch.device(self.device), DTYPES[self.precision]
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        self._captured: SimpleQueue[Captured] = SimpleQueue()
+        self.lanes, self.two_stage = LANES, False
+        graph = on_gpu(network, dtype, device, variant)
+        try:
+            lanes = [Captured(graph, self.batch_size, dtype, device) for _ in range(LANES)]
+        except Exception as error:
+            if variant != "compiled" or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            self.notes = (f"torch.compile failed ({type(error).__name__}): not compiled",)
+            graph = on_gpu(network, dtype, device, "eager")
+            lanes = [Captured(graph, self.batch_size, dtype, device) for _ in range(LANES)]
+        for lane in lanes:
+            self._captured.put(lane)
+
+    def _replayed(self, images: NDArray[np.float32]) -> Inference:
+        batch = torch.from_numpy(padded(images, self.batch_size))
+        lane = self._captured.get()
+        try:
+            scores, masks = lane.run(batch)
+        finally:
+            self._captured.put(lane)
+        return Inference(scores[: len(images)], masks[: len(images)])
+
     def scores(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """See :meth:`Engine.scores`."""
+        if self.device != "cpu":
+            return super().scores(images)
         with torch.inference_mode(), self._precision:
             scores = self._network.score(self._batch(images))
         return np.asarray(scores.cpu().numpy()[: len(images)])
@@ -69,9 +116,92 @@ class TorchEngine(Engine):
 
     def infer(self, images: NDArray[np.float32]) -> Inference:
         """See :meth:`Engine.infer`."""
+        if self.device != "cpu":
+            return self._replayed(images)
         with torch.inference_mode(), self._precision:
             outputs = self._network(self._batch(images))
         with torch.inference_mode():
             scores = outputs.scores().cpu().numpy()
             masks = (outputs.masks() * 255).round().to(torch.uint8).cpu().numpy()
         return Inference(scores[: len(images)], masks[: len(images)])
+
+
+def on_gpu(network: Any, dtype: torch.dtype, device: torch.device, variant: str) -> Any:
+    """The exported computation (:class:`comit.export.graph.Graph`) as a module on a GPU."""
+    if variant not in VARIANTS:
+        raise UsageError(f"variant {variant!r}: choose {', '.join(VARIANTS)}")
+    graph = Graph(network, dtype)
+    fold_batch_norm(graph.network)
+    if variant == "fused":
+        fuse_relu(graph.network)
+    graph.requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if variant == "compiled":
+        return torch.compile(graph, dynamic=False)
+    # Eager, scattering by index moves fewer bytes than comparing four corners.
+    graph.network.portable_unpooling = False
+    return graph
+
+
+class ConvolutionRelu(nn.Module):
+    """Convolution, bias and ReLU in one call of cuDNN; on a CPU one after the other."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = convolution.weight, convolution.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to (N, D, H, W), 3x3 with a border of 1."""
+        if x.is_cuda:
+            one = (1, 1)
+            return torch.cudnn_convolution_relu(x, self.weight, self.bias, one, one, one, 1)
+        return torch.relu(nn.functional.conv2d(x, self.weight, self.bias, padding=1))
+
+
+def fuse_relu(network: nn.Module) -> nn.Module:
+    """Every convolution that a ReLU follows, with it, in place; batch norm must be folded."""
+    for layers in [m for m in network.modules() if isinstance(m, nn.Sequential)]:
+        kept = [i for i, layer in enumerate(layers) if not isinstance(layer, nn.Identity)]
+        for i, after in pairwise(kept):
+            layer = layers[i]
+            if isinstance(layer, nn.Conv2d) and isinstance(layers[after], nn.ReLU):
+                layers[i], layers[after] = ConvolutionRelu(layer), nn.Identity()
+    return network
+
+
+class Captured:
+    """A network as one CUDA graph between buffers of its own, on a stream of its own."""
+
+    def __init__(
+        self, graph: Any, batch_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (batch_size, *IMAGE)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._given = torch.empty(shape, dtype=dtype, pin_memory=True)
+        self._images = torch.zeros(shape, dtype=dtype, device=device)
+        self._images = self._images.contiguous(memory_format=torch.channels_last)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.device(device):
+            with torch.cuda.stream(self._stream):
+                for _ in range(3):  # compiles, and lets cuDNN choose, before the capture
+                    graph(self._images)
+            self._stream.synchronize()
+            with torch.cuda.graph(self._graph, stream=self._stream):
+                self._scores, self._masks = graph(self._images)
+        self._found = [torch.empty_like(x, device="cpu", pin_memory=True)
+                       for x in (self._scores, self._masks)]  # fmt: skip
+
+    def run(self, batch: torch.Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(batch size, 1, 224, 224) float32 on the host to scores and masks there."""
+        self._given.copy_(batch)
+        with torch.cuda.stream(self._stream):
+            self._images.copy_(self._given, non_blocking=True)
+            self.replay()
+            for host, found in zip(self._found, (self._scores, self._masks), strict=True):
+                host.copy_(found, non_blocking=True)
+        self._stream.synchronize()
+        scores, masks = (x.contiguous().numpy().copy() for x in self._found)
+        return scores, masks
+
+    def replay(self) -> None:
+        """The arithmetic alone, on what the buffers hold."""
+        self._graph.replay()

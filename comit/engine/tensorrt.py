@@ -1,0 +1,223 @@
+"""TensorRT (10.16, 11, or TensorRT for RTX) on an NVIDIA GPU, through pycuda.
+
+*Unverified on a GPU*: it was written without one. Tests run this class with an engine that
+computes on the CPU; see docs/gpu.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comit.cache import CACHE
+from comit.engine.base import IMAGE, Engine, Inference
+from comit.errors import ModelError, UsageError
+from comit.export import to_tensorrt
+from comit.export.to_tensorrt import SMALL, Options
+from comit.gpu.batch import Source
+from comit.gpu.device import Device, PycudaDevice
+from comit.gpu.preprocess import Outcome, Preprocessor
+from comit.gpu.runs import Masks, RunLengths
+from comit.preprocess import Presentation
+
+BATCH = 64
+LANES = 2  # execution contexts: copies of one overlap the other's arithmetic
+DTYPES = {"fp16": np.float16, "fp32": np.float32}
+
+
+class Screened(NamedTuple):
+    """What becomes of N images that were preprocessed, scored and encoded on the GPU."""
+
+    outcomes: list[Outcome]  # a reason where there are no pixels; its scores mean nothing
+    scores: NDArray[np.float32]  # (N, 3), as in Inference
+    masks: list[Masks]
+
+
+class TensorRtEngine(Engine):
+    """One engine and ``lanes`` execution contexts, each with a stream and memory of its own.
+
+    ``model`` is an ONNX file, whose engine is built on first use and then kept in ``cache``, or an
+    engine file of ``comit export tensorrt``. ``precision`` ``auto`` is fp16. Where the GPU's memory
+    does not do for ``batch_size``, half of it is tried; ``notes`` says so.
+    """
+
+    name = "tensorrt"
+
+    def __init__(
+        self,
+        model: bytes,
+        device: str = "cuda:0",
+        precision: str = "auto",
+        batch_size: int | None = None,
+        threads: int | None = None,
+        cache: Path = CACHE,
+        progress: to_tensorrt.Progress | None = None,
+    ) -> None:
+        if device == "cpu":
+            raise UsageError("tensorrt runs on NVIDIA GPUs, not on cpu")
+        if precision not in ("auto", *DTYPES):
+            raise UsageError(f"tensorrt computes in fp16 or fp32, not {precision}")
+        trt = to_tensorrt.import_tensorrt()
+        self._gpu = open_device("cuda:0" if device == "auto" else device)
+        self.device, self.lanes, self.notes = self._gpu.name, LANES, ()
+        with self._gpu.current():
+            here = to_tensorrt.this_machine(trt, *self._gpu.describe())
+            if model.startswith(to_tensorrt.MAGIC):
+                about, plan = to_tensorrt.unpack(model)
+                to_tensorrt.check_machine(about, here)
+            else:
+                wanted = "fp16" if precision == "auto" else precision
+                options = Options(batch_size or BATCH)
+                about, plan = to_tensorrt.cached(trt, model, options, here, wanted, cache, progress)
+            self.precision = about.precision
+            if precision not in ("auto", self.precision):
+                raise UsageError(f"this engine computes in {self.precision}, not {precision}")
+            most = about.options.batch_size
+            self.batch_size = batch_size or most
+            if self.batch_size > most:
+                raise UsageError(f"this engine takes batches of up to {most}; export it anew")
+            self._load(trt, plan)
+
+    def _load(self, trt: Any, plan: bytes) -> None:
+        self._log = to_tensorrt.logger(trt)
+        self._runtime = trt.Runtime(self._log)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise UsageError(f"TensorRT does not take the engine: {self._log.last}")
+        layers = self._engine.create_engine_inspector().get_engine_information(
+            trt.LayerInformationFormat.JSON
+        )
+        if not to_tensorrt.check_layers(layers, self.precision):
+            self.notes = (*self.notes, "TensorRT does not tell the precision of convolutions")
+        asked = self.batch_size
+        while True:
+            try:
+                self._lanes = self._open_lanes()
+                break
+            except MemoryError as error:
+                if self.batch_size == 1:
+                    raise UsageError(f"{self.device} has no memory for a single image") from error
+                self.batch_size //= 2
+        if self.batch_size < asked:
+            self.notes = (*self.notes, f"batches of {self.batch_size}: no memory for {asked}")
+
+    def _open_lanes(self) -> SimpleQueue[_Lane]:
+        lanes: SimpleQueue[_Lane] = SimpleQueue()
+        for _ in range(self.lanes):
+            lanes.put(_Lane(self._gpu, self._engine, self.batch_size, DTYPES[self.precision]))
+        return lanes
+
+    def infer(self, images: NDArray[np.float32]) -> Inference:
+        """See :meth:`Engine.infer`."""
+        n = len(images)
+        if images.shape[1:] != IMAGE or not 1 <= n <= self.batch_size:
+            raise ValueError(f"expected (1 to {self.batch_size}, 1, 224, 224), got {images.shape}")
+        with self._lane() as lane:
+            lane.images[:n] = images  # rounds to float16 on the way into page-locked memory
+            lane.images[n:] = 0
+            lane.run()
+            return Inference(lane.scores[:n].copy(), lane.masks[:n].copy())
+
+    def screen(self, images: Sequence[tuple[Source, Presentation]]) -> Screened:
+        """1 to batch_size images: stored values there, scores and run lengths back.
+
+        What :func:`comit.gpu.batch.takes` refuses is given as (224, 224) float32 pixels. A batch
+        whose samples the GPU has no memory for is done in halves; raises MemoryError for an image
+        alone.
+        """
+        if not 1 <= len(images) <= self.batch_size:
+            raise ValueError(f"expected 1 to {self.batch_size} images, got {len(images)}")
+        try:
+            with self._lane() as lane:
+                return lane.screen(images)
+        except MemoryError:
+            if len(images) == 1:
+                raise
+        half = len(images) // 2
+        first, second = self.screen(images[:half]), self.screen(images[half:])
+        scores = np.concatenate([first.scores, second.scores])
+        return Screened(first.outcomes + second.outcomes, scores, first.masks + second.masks)
+
+    @contextmanager
+    def _lane(self) -> Iterator[_Lane]:
+        """A lane that is free, in the GPU's context."""
+        lane = self._lanes.get()
+        try:
+            with self._gpu.current():
+                yield lane
+        finally:
+            self._lanes.put(lane)
+
+    def close(self) -> None:
+        """Frees the GPU's memory; the engine is of no use after."""
+        with self._gpu.current():
+            for _ in range(self.lanes):
+                self._lanes.get()
+            self._engine = self._runtime = None
+
+
+class _Lane:
+    """An execution context with its stream, its memory and the host's side of both copies."""
+
+    def __init__(self, gpu: Device, engine: Any, batch_size: int, dtype: Any) -> None:
+        self._gpu, self._context = gpu, engine.create_execution_context()
+        if self._context is None:
+            raise MemoryError("no execution context")
+        self._stream = gpu.stream()
+        handle = gpu.handle(self._stream)
+        # The large profile where there is one and the batch is not a small one.
+        profile = engine.num_optimization_profiles - 1 if batch_size > SMALL else 0
+        shape = (batch_size, *IMAGE)
+        if not self._context.set_optimization_profile_async(
+            profile, handle
+        ) or not self._context.set_input_shape("images", shape):
+            raise ModelError(f"the engine takes no batches of {batch_size}; export it again")
+        self.images = self._array(shape, dtype)
+        self.scores = self._array((batch_size, 3), np.float32)
+        self.masks = self._array((batch_size, 2, *IMAGE[1:]), np.uint8)
+        arrays = {"images": self.images, "scores": self.scores, "masks": self.masks}
+        self._memory = {name: gpu.empty(a.nbytes) for name, a in arrays.items()}
+        for name, memory in self._memory.items():
+            self._context.set_tensor_address(name, memory.address)
+        # What a batch leaves unfilled is computed too: it must be numbers.
+        gpu.clear(self._memory["images"], self.images.nbytes, self._stream)
+        self._preprocessor = Preprocessor(gpu, half=dtype == np.float16)
+        self._lengths = RunLengths(gpu)
+
+    def _array(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        array: NDArray[Any] = self._gpu.pinned(nbytes).view(dtype).reshape(shape)
+        return array
+
+    def run(self) -> None:
+        """``images`` to ``scores`` and ``masks``, all on the host; other threads run meanwhile."""
+        self._gpu.upload(self._memory["images"], self.images, self._stream)
+        self._start()
+        self._gpu.download(self.masks, self._memory["masks"], self._stream)
+        self._gpu.wait(self._stream)
+
+    def screen(self, images: Sequence[tuple[Source, Presentation]]) -> Screened:
+        """Preprocessing, engine and run lengths on one stream: the host waits once."""
+        self._preprocessor.start(images, self._stream, self._memory["images"])
+        self._start()
+        self._lengths.start(self._memory["masks"], len(images), self._stream)
+        outcomes = self._preprocessor.outcomes(self._stream)
+        masks = self._lengths.finish(self._stream)
+        return Screened(outcomes, self.scores[: len(images)].copy(), masks)
+
+    def _start(self) -> None:
+        """The engine, and its scores on their way to the host."""
+        if not self._context.execute_async_v3(self._gpu.handle(self._stream)):
+            raise RuntimeError("TensorRT did not run the engine")
+        self._gpu.download(self.scores, self._memory["scores"], self._stream)
+
+
+def open_device(name: str) -> Device:
+    """The GPU that engines run on."""
+    return PycudaDevice(name)

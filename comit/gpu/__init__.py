@@ -1,0 +1,11 @@
+"""Preprocessing, PNG filters and run lengths on an NVIDIA GPU, with the CPU's values.
+
+    cuda/*.cuh   the arithmetic, C++ for GPU and CPU alike   tests compile it with g++
+    compile      CUDA to machine code, kept on disk          NVRTC: no nvcc, no GPU needed
+    batch        images of different sizes in one block of bytes
+    device       what runs kernels: pycuda
+    preprocess   stored values to pixels, comit.preprocess's steps
+    runs         masks to COCO run lengths
+
+:mod:`comit.preprocess` and :func:`comit.postprocess.encode` are the definitions.
+"""

@@ -1,0 +1,188 @@
+"""What holds memory on a GPU and runs kernels there."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comit.errors import MissingExtra, UsageError
+
+Size = tuple[int, int, int]
+
+
+class Memory(ABC):
+    """Bytes on a GPU; freed with the last reference to them."""
+
+    address: int
+    nbytes: int
+
+
+class Device(ABC):
+    """One GPU. Work of one stream is done in order; streams overlap.
+
+    Copies are asynchronous: arrays of :meth:`pinned` must live until :meth:`wait`. A kernel's
+    arguments are Memory, or NumPy scalars of the type it declares.
+    """
+
+    name: str  # cuda:0
+    arch: str  # sm_90
+
+    @abstractmethod
+    def empty(self, nbytes: int) -> Memory:
+        """Memory of at least one byte, not cleared; raises MemoryError where there is none."""
+
+    @abstractmethod
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        """Page-locked host memory, which copies go to and from at full speed."""
+
+    @abstractmethod
+    def stream(self) -> Any:
+        """A new stream."""
+
+    @abstractmethod
+    def upload(self, to: Memory, array: NDArray[Any], stream: Any) -> None:
+        """Copies a contiguous array to the start of ``to``."""
+
+    @abstractmethod
+    def download(self, array: NDArray[Any], source: Memory, stream: Any) -> None:
+        """Fills a contiguous array from the start of ``source``."""
+
+    @abstractmethod
+    def clear(self, memory: Memory, nbytes: int, stream: Any) -> None:
+        """Sets the first bytes to 0."""
+
+    @abstractmethod
+    def launch(
+        self, kernel: str, grid: Size, block: Size, arguments: Sequence[Any], stream: Any
+    ) -> None:
+        """Starts a kernel of ``cuda/kernels.cu``."""
+
+    @abstractmethod
+    def handle(self, stream: Any) -> int:
+        """The CUstream of a stream, for other libraries."""
+
+    @abstractmethod
+    def describe(self) -> tuple[str, int]:
+        """(name and compute capability, CUDA version of the driver: 13000 is 13.0)."""
+
+    @abstractmethod
+    def wait(self, stream: Any) -> None:
+        """Returns once all work of ``stream`` is done."""
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """For the calling thread: everything else of this class is called inside."""
+        yield
+
+
+class PycudaMemory(Memory):
+    """An allocation of pycuda."""
+
+    def __init__(self, allocation: Any, nbytes: int) -> None:
+        self._allocation, self.address, self.nbytes = allocation, int(allocation), nbytes
+
+
+class PycudaDevice(Device):
+    """A GPU through pycuda, in its primary context, which PyTorch and CUDA's runtime share.
+
+    Unverified: it was written without a GPU. The API is that of pycuda 2026.1.
+    """
+
+    def __init__(self, name: str = "cuda:0") -> None:
+        """Raises MissingExtra without pycuda, UsageError without a driver or that GPU."""
+        try:
+            import pycuda.driver as cuda
+        except ModuleNotFoundError as error:
+            raise MissingExtra("the GPU pipeline (pycuda)", "gpu") from error
+        except ImportError as error:
+            if "libcuda" not in str(error):
+                raise UsageError(f"pycuda does not load ({error}); install it anew") from error
+            raise UsageError(
+                "pycuda finds no NVIDIA driver (libcuda.so.1); install it, or use --device cpu"
+            ) from error
+        index = int(name.partition(":")[2] or 0)
+        try:
+            cuda.init()
+            count = cuda.Device.count()
+            if index >= count:
+                raise UsageError(f"there is no {name}: NVIDIA GPUs on this machine: {count}")
+            self.gpu = cuda.Device(index)
+            self._context = self.gpu.retain_primary_context()
+        except cuda.Error as error:
+            raise UsageError(f"{name} cannot be used: {error}; use --device cpu") from error
+        self._cuda, self.name = cuda, f"cuda:{index}"
+        self.arch = "sm_{}{}".format(*self.gpu.compute_capability())
+        self._functions: dict[str, Any] = {}
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """See :meth:`Device.current`; contexts are a stack of each thread."""
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._context.pop()
+
+    def empty(self, nbytes: int) -> PycudaMemory:
+        """See :meth:`Device.empty`."""
+        try:
+            return PycudaMemory(self._cuda.mem_alloc(max(1, nbytes)), nbytes)
+        except self._cuda.MemoryError as error:
+            raise MemoryError(f"{self.name} has no {nbytes} bytes left") from error
+
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        """See :meth:`Device.pinned`."""
+        array: NDArray[np.uint8] = self._cuda.pagelocked_empty(max(1, nbytes), np.uint8)
+        return array[:nbytes]
+
+    def stream(self) -> Any:
+        """See :meth:`Device.stream`."""
+        return self._cuda.Stream()
+
+    def upload(self, to: Memory, array: NDArray[Any], stream: Any) -> None:
+        """See :meth:`Device.upload`."""
+        self._cuda.memcpy_htod_async(to.address, array, stream)
+
+    def download(self, array: NDArray[Any], source: Memory, stream: Any) -> None:
+        """See :meth:`Device.download`."""
+        self._cuda.memcpy_dtoh_async(array, source.address, stream)
+
+    def clear(self, memory: Memory, nbytes: int, stream: Any) -> None:
+        """See :meth:`Device.clear`."""
+        self._cuda.memset_d8_async(memory.address, 0, nbytes, stream)
+
+    def launch(
+        self, kernel: str, grid: Size, block: Size, arguments: Sequence[Any], stream: Any
+    ) -> None:
+        """See :meth:`Device.launch`."""
+        self._function(kernel)(*given(arguments), grid=grid, block=block, stream=stream)
+
+    def handle(self, stream: Any) -> int:
+        """See :meth:`Device.handle`."""
+        return int(stream.handle)
+
+    def describe(self) -> tuple[str, int]:
+        """See :meth:`Device.describe`."""
+        return f"{self.gpu.name()} {self.arch}", int(self._cuda.get_driver_version())
+
+    def wait(self, stream: Any) -> None:
+        """See :meth:`Device.wait`; lets other threads run meanwhile."""
+        stream.synchronize()
+
+    def _function(self, kernel: str) -> Any:
+        if not self._functions:
+            from comit.gpu.compile import KERNELS, cubin
+
+            module = self._cuda.module_from_buffer(cubin(self.arch))
+            self._functions = {k: module.get_function(k) for k in KERNELS}
+        return self._functions[kernel]
+
+
+def given(arguments: Sequence[Any]) -> list[Any]:
+    """Memory as its address, a 64-bit pointer; scalars as they are."""
+    return [np.uint64(a.address) if isinstance(a, Memory) else a for a in arguments]

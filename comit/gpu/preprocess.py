@@ -1,0 +1,130 @@
+"""Stored values to pixels on a GPU: the steps of :mod:`comit.preprocess`, for a batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comit.gpu.batch import Layout, Source, lay_out
+from comit.gpu.device import Device, Memory
+from comit.preprocess import SIZE, Lut, Presentation
+from comit.reasons import Caution, Fail
+
+CELLS = SIZE * SIZE
+PADDED, UNUSABLE, USED_VOI, BLANK, NONFINITE = 1, 2, 4, 8, 16  # enum Status of present.cuh
+
+
+class Outcome(NamedTuple):
+    """What :func:`comit.preprocess.preprocess` says beside the pixels."""
+
+    reason: Fail | None  # why there are no pixels: blank or nonfinite; they are 0 then
+    voi: str  # window, lut or none
+    warnings: tuple[Caution, ...]
+
+
+class Room:
+    """Memory on host and GPU that grows with what is asked of it and is used again."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._held: dict[str, Memory] = {}
+        self._pinned: dict[str, NDArray[np.uint8]] = {}
+
+    def on_gpu(self, name: str, nbytes: int) -> Memory:
+        """At least ``nbytes`` on the GPU; what was there is lost where it must grow."""
+        held = self._held.get(name)
+        if held is None or held.nbytes < nbytes:
+            self._held.pop(name, None)
+            held = self._held[name] = self._device.empty(nbytes)
+        return held
+
+    def on_host(self, name: str, nbytes: int) -> NDArray[np.uint8]:
+        """``nbytes`` of page-locked memory."""
+        held = self._pinned.get(name)
+        if held is None or len(held) < nbytes:
+            self._pinned.pop(name, None)
+            held = self._pinned[name] = self._device.pinned(nbytes)
+        return held[:nbytes]
+
+    def send(self, name: str, array: NDArray[Any], stream: Any) -> Memory:
+        """A copy of a small array on the GPU, through page-locked memory."""
+        staged = self.on_host(name, array.nbytes)
+        staged[:] = np.frombuffer(array.tobytes(), np.uint8)
+        memory = self.on_gpu(name, array.nbytes)
+        if array.nbytes:
+            self._device.upload(memory, staged, stream)
+        return memory
+
+
+class Preprocessor:
+    """Memory and one stream's work for a batch at a time; one for each thread that uses it.
+
+    ``start`` puts copies and kernels on the stream and returns, ``outcomes`` waits for them. Raw
+    samples go to the GPU once, pixels stay there.
+    """
+
+    def __init__(self, device: Device, half: bool = True) -> None:
+        """``half``: pixels as float16, else float32."""
+        self.device, self.half = device, half
+        self._room = Room(device)
+        self._images: list[tuple[Source, Presentation]] = []
+
+    def start(
+        self, images: Sequence[tuple[Source, Presentation]], stream: Any, into: Memory | None = None
+    ) -> Memory:
+        """(N, 1, 224, 224) pixels in [0, 1], air dark, in ``into`` or memory of this object.
+
+        Sources: stored values, :class:`.batch.Rows`, or pixels (224, 224) float32 from the CPU for
+        what :func:`.batch.takes` refuses. Raises ValueError for others, MemoryError.
+        """
+        self._images = list(images)
+        layout, room, n = lay_out(images), self._room, len(images)
+        samples = self._send(layout, stream)
+        pictures = room.send("pictures", layout.pictures, stream)
+        entries = room.send("entries", layout.entries, stream)
+        grids, shown = (room.on_gpu(k, n * CELLS * 4) for k in ("grids", "shown"))
+        out = into or room.on_gpu("pixels", n * CELLS * (2 if self.half else 4))
+        status = room.on_gpu("status", n * 4)
+        launch = self.device.launch
+        if len(layout.scanlines):
+            scanlines = room.send("scanlines", layout.scanlines, stream)
+            arguments: list[Any] = [samples, samples, scanlines]
+            launch("unfilter_rows", (len(layout.scanlines), 1, 1), (256, 1, 1), arguments, stream)
+        arguments = [samples, pictures, grids]
+        launch("average_area", (SIZE, n, layout.tiles), (256, 1, 1), arguments, stream)
+        half = np.int32(self.half)
+        arguments = [samples, pictures, entries, grids, shown, out, half, status]
+        launch("present_pixels", (n, 1, 1), (1024, 1, 1), arguments, stream)
+        self.device.download(room.on_host("status", n * 4), status, stream)
+        return out
+
+    def outcomes(self, stream: Any) -> list[Outcome]:
+        """Of the last batch, once its pixels are done."""
+        self.device.wait(stream)
+        status = self._room.on_host("status", len(self._images) * 4).view(np.uint32)
+        return [outcome(int(s), p) for s, (_, p) in zip(status, self._images, strict=True)]
+
+    def _send(self, layout: Layout, stream: Any) -> Memory:
+        staged = self._room.on_host("samples", layout.sent)
+        for offset, array in layout.placed:
+            staged[offset : offset + array.nbytes] = array.view(np.uint8).ravel()
+        memory = self._room.on_gpu("samples", layout.size)
+        self.device.upload(memory, staged, stream)
+        return memory
+
+
+def outcome(status: int, presentation: Presentation) -> Outcome:
+    """The kernel's status bits in the words of :mod:`comit.preprocess`."""
+    warnings = []
+    if status & PADDED:
+        warnings.append(Caution.PADDING)
+    if status & UNUSABLE:
+        warnings.append(Caution.WINDOW_UNUSABLE)
+    voi = "none"
+    if status & USED_VOI:
+        voi = "lut" if isinstance(presentation.voi, Lut) else "window"
+    reason = Fail.NONFINITE if status & NONFINITE else Fail.BLANK if status & BLANK else None
+    return Outcome(reason, voi, tuple(warnings))
