@@ -68,10 +68,15 @@ def information(model: Path | None, as_json: bool) -> str:
         f"  width {card.width} of the paper's network, {card.precision}, sha256 {card.sha256[:16]}…"
     ]
     for name, point in sorted(card.operating_points.items()):
-        behind = ", ".join(f"{n} for {task}" for task, n in point.negatives.items())
+        behind = ", ".join(
+            f"{n} for {task}"
+            + (" [{:.1%}, {:.1%}]".format(*point.interval[task]) if task in point.interval else "")
+            for task, n in point.negatives.items()
+        )
         lines.append(
             f"  at {name} % specificity: unhealthy >= {point.unhealthy:.3f}, "
-            f"COVID >= {point.covid:.3f} (negatives: {behind or 'unknown'})"
+            f"COVID >= {point.covid:.3f} (negatives: {behind or 'unknown'}"
+            + (f"; {point.origin})" if point.origin else ")")
         )
     for split, figures in card.metrics.items():
         lines += ["", f"{split} split{'':29} model  without a model"]

@@ -60,18 +60,13 @@ def onnx(run: str, out: Path, precision: str, images: Path | None, name: str | N
 
 
 def _load(run: str, precision: str) -> tuple[COMiTNet, Card]:
-    from comit.card import BUNDLED, open_model
     from comit.errors import UsageError
-    from comit.export.to_onnx import load_network
-    from comit.training.loop import load_run
+    from comit.training.opened import open_network
 
-    path = BUNDLED if run == "bundled" else Path(run)
-    if path.is_dir():
-        return load_run(path), run_card(path)
-    card, content = open_model(path)
-    if card.precision == "fp16" and precision == "fp32":
-        raise UsageError(f"{path} is fp16: its weights are rounded; export fp32 from the run")
-    return load_network(content), card
+    found = open_network(run)
+    if found.card.precision == "fp16" and precision == "fp32":
+        raise UsageError(f"{found.path} is fp16: its weights are rounded; export fp32 from the run")
+    return found.network, found.card
 
 
 def run_card(run: Path) -> Card:
@@ -94,6 +89,7 @@ def run_card(run: Path) -> Card:
             operating_points={
                 k: OperatingPoint(**v) for k, v in described.get("operating_points", {}).items()
             },
+            calibration=described.get("calibration", {}),
             training=described["training"] | {k: described[k] for k in keys},
             metrics={s: described[s] for s in ("val", "test") if s in described},
             baselines={s: described[f"{s}_baselines"] for s in ("val", "test") if s in described},

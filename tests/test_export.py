@@ -160,7 +160,7 @@ def test_a_run_is_exported_with_its_card(network, tmp_path):
     assert card.operating_points == {}
     assert run_card(run).name == "night"
     (run / "run.json").write_text(json.dumps(described | {"operating_points": {"90": point}}))
-    assert asdict(run_card(run).operating_points["90"]) == point
+    assert run_card(run).operating_points["90"] == OperatingPoint(**point)
 
 
 def test_a_card_is_carried_over_from_an_onnx_file(tiny_model, half):

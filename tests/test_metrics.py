@@ -34,6 +34,8 @@ def cohort(unhealthy: list[int], covid: list[int], source: list[str]) -> Cohort:
         unhealthy=np.array(unhealthy, np.int8),
         findings=np.stack([covid, other], axis=1).astype(np.int8),
         source=np.array(source),
+        patient=np.arange(n).astype(str),
+        view=np.array(["PA"] * n),
     )
 
 

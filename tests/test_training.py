@@ -5,22 +5,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+from training_runs import QUIET, TINY, rows, write
 
 from comit.card import OperatingPoint
-from comit.console import Console
 from comit.errors import UsageError
 from comit.model.network import COMiTNet, NetworkConfig
 from comit.training.cli import train as command
@@ -37,9 +33,8 @@ from comit.training.loop import (
 )
 from comit.training.report import evaluate_run, table
 
-TINY = TrainConfig(width=1 / 64, epochs=2, batch_size=4)  # 8 channels throughout
+pytestmark = pytest.mark.usefixtures("one_thread")
 STRONG = replace(TrainConfig.strong(), width=1 / 64, epochs=2, batch_size=4, small_epochs=1)
-QUIET = Console(quiet=True)
 KILLED = """
 import os, signal, sys
 from contextlib import contextmanager
@@ -65,56 +60,9 @@ train(Path(sys.argv[1]), Path(sys.argv[2]), config, device="cpu", console=Killer
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from two, and lose much beside other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """16 noisy images, the sick with a bright patch; one in two boxed, one without any label."""
-    random = np.random.default_rng(0)
-    made: list[dict[str, Any]] = []
-    for i in range(16):
-        sick = i % 2 == 1
-        picture = random.integers(0, 120, (100, 80), dtype=np.uint8)
-        if sick:
-            picture[40:70, 10:40] += 100
-        cv2.imwrite(str(folder / f"{i}.png"), picture)
-        made.append(
-            {
-                "path": f"{i}.png",
-                "split": ["train", "val", "test"][0 if i < 8 else i // 4 - 1],
-                "healthy": not sick,
-                "covid": sick and i % 4 == 1,
-                "other": sick and i % 4 == 3,
-                "lung_boxes": [[5.0, 10.0, 30.0, 80.0], [45.0, 10.0, 30.0, 80.0]],
-                "disease_boxes": [[10.0, 40.0, 30.0, 30.0]] if sick else None,
-            }
-        )
-    made[0] |= {"healthy": None, "covid": None, "other": None, "lung_boxes": None}
-    return made
-
-
-def write(path: Path, made: list[dict[str, Any]]) -> Path:
-    pq.write_table(pa.Table.from_pylist(made), path)
-    return path
-
-
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cohort")
-    return write(folder / "manifest.parquet", rows(folder))
-
-
-@pytest.fixture(scope="module")
-def finished(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "run"
-    train(manifest, out, TINY, device="cpu", console=QUIET)
-    return out
+def manifest(cohort_manifest: Path) -> Path:
+    return cohort_manifest
 
 
 def lines(run: Path) -> list[dict[str, str]]:
@@ -135,7 +83,9 @@ def test_a_run_leaves_weights_figures_and_thresholds(finished: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished_strong(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_strong(
+    manifest: Path, tmp_path_factory: pytest.TempPathFactory, one_thread: None
+) -> Path:
     out = tmp_path_factory.mktemp("runs") / "strong"
     train(manifest, out, STRONG, device="cpu", console=QUIET)
     return out

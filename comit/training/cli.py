@@ -1,26 +1,26 @@
-"""``comit train``."""
+"""``comit train``, ``comit calibrate``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from comit.config import usable_cores
 from comit.errors import MissingExtra
 
+if TYPE_CHECKING:
+    from comit.training.loop import TrainConfig
 
-@click.command(short_help="Train COMiT-Net from a Parquet manifest.")
-@click.argument("manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    metavar="RUN",
-    help="Folder of the run: weights, checkpoint, figures.",
+
+MANIFEST = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
-@click.option(
+WORKERS = click.option("--workers", type=click.IntRange(1), help="Threads that read images.")
+RECIPE = click.option(
     "--recipe",
     type=click.Choice(["default", "paper", "strong"]),
     default="default",
@@ -28,6 +28,28 @@ from comit.errors import MissingExtra
     help="default: AdamW, one cycle, averaged weights. paper: section 3.3, as printed. strong: "
     "the best measured: sources balanced, more variation, small images first.",
 )
+
+
+def recipe_config(recipe: str, given: dict[str, Any]) -> TrainConfig:
+    """The recipe's options, except for those given that are not None."""
+    from dataclasses import replace
+
+    from comit.training.loop import TrainConfig
+
+    recipes = {"default": TrainConfig, "paper": TrainConfig.paper, "strong": TrainConfig.strong}
+    return replace(recipes[recipe](), **{k: v for k, v in given.items() if v is not None})
+
+
+@click.command(short_help="Train COMiT-Net from a Parquet manifest.")
+@click.argument("manifest", type=MANIFEST)
+@click.option(
+    "--out",
+    type=FOLDER,
+    required=True,
+    metavar="RUN",
+    help="Folder of the run: weights, checkpoint, figures.",
+)
+@RECIPE
 @click.option("--width", type=click.FloatRange(0, 4, min_open=True), help="Channel factor.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training images.")
 @click.option("--small-epochs", type=click.IntRange(0), help="How many of them see small images.")
@@ -36,7 +58,7 @@ from comit.errors import MissingExtra
 @click.option("--batch-size", type=click.IntRange(2), help="Images a step.")
 @click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True), help="Step size.")
 @click.option("--seed", type=click.IntRange(0), help="Start of every random number.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@DEVICE
 @click.option(
     "--init",
     type=click.Path(exists=True, path_type=Path),
@@ -53,7 +75,7 @@ from comit.errors import MissingExtra
     help="Earlier run whose masks stand in where an image has none; may be repeated.",
 )
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of RUN.")
-@click.option("--workers", type=click.IntRange(1), help="Threads that read images.")
+@WORKERS
 def train(
     manifest: Path,
     out: Path,
@@ -76,26 +98,73 @@ def train(
     Options left out are the recipe's. A run that was killed goes on with --resume and the same
     options, and ends with the weights it would have had.
     """
-    from dataclasses import replace
-
     try:
-        from comit.training.loop import TrainConfig
         from comit.training.loop import train as run
     except ModuleNotFoundError as error:
         raise MissingExtra("comit train", "train") from error
-    recipes = {
-        "default": TrainConfig,
-        "paper": TrainConfig.paper,
-        "strong": TrainConfig.strong,
-    }
-    config = recipes[recipe]()
     run(
         manifest,
         out,
-        replace(config, **{k: v for k, v in given.items() if v is not None}),
+        recipe_config(recipe, given),
         device=device,
         init=init,
         teachers=teachers,
         resume=resume,
+        workers=workers or usable_cores(),
+    )
+
+
+@click.command(short_help="Write thresholds and a calibration into a model's card.")
+@click.argument("model")
+@click.argument("manifest", type=MANIFEST)
+@click.option(
+    "--method",
+    type=click.Choice(["platt", "isotonic"]),
+    default="platt",
+    show_default=True,
+    help="Curve from scores to shares: logistic, or steps.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(2),
+    help="Score train and val out of fold, by networks trained for it; else val by MODEL.",
+)
+@click.option("--work", type=FOLDER, help="Folder of what --folds trains; resumed if there.")
+@RECIPE
+@click.option("--epochs", type=click.IntRange(1), help="Passes of each fold's training.")
+@click.option("--small-epochs", type=click.IntRange(0), help="How many of them see small images.")
+@click.option("--width", type=click.FloatRange(0, 4, min_open=True), help="Channel factor.")
+@DEVICE
+@WORKERS
+def calibrate(
+    model: str,
+    manifest: Path,
+    method: Any,
+    folds: int | None,
+    work: Path | None,
+    recipe: str,
+    device: str,
+    workers: int | None,
+    **given: Any,
+) -> None:
+    """Writes thresholds at 90 % and 99 % specificity into the card of MODEL, which `comit screen`
+    takes its flags from, and a calibration of the scores.
+
+    MODEL is a training run's folder or an .onnx file of comit's. Each threshold stands beside the
+    number of negatives behind it and the 95 % interval of its specificity. Val has few negatives:
+    --folds trains as many networks, patients apart, so that train counts as well.
+    """
+    try:
+        from comit.training.calibrate import calibrate as run
+    except ModuleNotFoundError as error:
+        raise MissingExtra("comit calibrate", "train") from error
+    run(
+        model,
+        manifest,
+        method=method,
+        folds=folds or 0,
+        config=recipe_config(recipe, given),
+        work=work,
+        device=device,
         workers=workers or usable_cores(),
     )
