@@ -15,7 +15,7 @@ from comit import __version__
 from comit.bench.cli import bench
 from comit.errors import ComitError
 from comit.export.cli import export
-from comit.training.cli import calibrate, train
+from comit.training.cli import calibrate, evaluate, train
 
 
 class Comit(click.Group):
@@ -212,5 +212,5 @@ def info(model: Path | None, as_json: bool) -> None:
     click.echo(information(model, as_json))
 
 
-for command in (train, calibrate, export, bench):
+for command in (train, calibrate, evaluate, export, bench):
     main.add_command(command)

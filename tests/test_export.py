@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 from safetensors.torch import save_file  # noqa: E402
 
-from comit.card import Card, open_model, read_card  # noqa: E402
+from comit.card import Card, OperatingPoint, open_model, read_card  # noqa: E402
 from comit.engine import modelfile  # noqa: E402
 from comit.engine.onnxruntime import OnnxRuntimeEngine  # noqa: E402
 from comit.errors import ModelError, ParityError, UsageError  # noqa: E402

@@ -1,4 +1,4 @@
-"""``comit train``, ``comit calibrate``."""
+"""``comit train``, ``comit calibrate``, ``comit evaluate``."""
 
 from __future__ import annotations
 
@@ -165,6 +165,57 @@ def calibrate(
         folds=folds or 0,
         config=recipe_config(recipe, given),
         work=work,
+        device=device,
+        workers=workers or usable_cores(),
+    )
+
+
+@click.command(short_help="Everything the paper measures, on one page.")
+@click.argument("model")
+@click.argument("manifest", type=MANIFEST)
+@click.option("--split", default="test", show_default=True, help="Which rows of MANIFEST.")
+@click.option("--out", type=FOLDER, required=True, metavar="DIR", help="Folder of the page.")
+@click.option(
+    "--resamples",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    help="Draws of patients behind each interval.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--pictures/--no-pictures", default=True, show_default=True)
+@DEVICE
+@WORKERS
+def evaluate(
+    model: str,
+    manifest: Path,
+    split: str,
+    out: Path,
+    resamples: int,
+    seed: int,
+    pictures: bool,
+    device: str,
+    workers: int | None,
+) -> None:
+    """Writes evaluation.md, evaluation.json and pictures into DIR.
+
+    MODEL is "bundled", a training run's folder or an .onnx file of comit's. COVID-19 against
+    other diseases within one source comes first; each figure has an interval and stands beside
+    the one that needs no model, and beside the paper's where it has one. The pictures show X-rays
+    of MANIFEST: keep them as you keep those.
+    """
+    try:
+        from comit.training.evaluation import EvaluationConfig
+        from comit.training.page import evaluate as run
+    except ModuleNotFoundError as error:
+        raise MissingExtra("comit evaluate", "train") from error
+    run(
+        model,
+        manifest,
+        out,
+        split=split,
+        config=EvaluationConfig(resamples=resamples, seed=seed),
+        pictures=pictures,
         device=device,
         workers=workers or usable_cores(),
     )
