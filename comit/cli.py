@@ -13,6 +13,7 @@ import click
 
 from comit import __version__
 from comit.bench.cli import bench
+from comit.data.cli import data
 from comit.errors import ComitError
 from comit.export.cli import export
 from comit.training.cli import calibrate, evaluate, train
@@ -212,5 +213,5 @@ def info(model: Path | None, as_json: bool) -> None:
     click.echo(information(model, as_json))
 
 
-for command in (train, calibrate, evaluate, export, bench):
+for command in (train, calibrate, evaluate, data, export, bench):
     main.add_command(command)

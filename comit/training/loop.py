@@ -467,7 +467,8 @@ def teach(
     masks = np.zeros((len(images), 2, *images.shape[1:]), np.float32)
     for teacher in teachers:
         for mirror in (1, -1):
-            said = predict(teacher, np.ascontiguousarray(images[..., ::mirror]), device)
+            with autocast(device):  # as they were trained: a label is never exact to 0.01
+                said = predict(teacher, np.ascontiguousarray(images[..., ::mirror]), device)
             scores += said.scores
             masks += said.masks[..., ::mirror]
     shares = np.float32(2 * len(teachers))
