@@ -16,7 +16,7 @@ from comit.bench.cli import bench
 from comit.data.cli import data
 from comit.errors import ComitError
 from comit.export.cli import export
-from comit.training.cli import calibrate, evaluate, train
+from comit.training.cli import ablation, baselines, calibrate, evaluate, train
 
 
 class Comit(click.Group):
@@ -213,5 +213,5 @@ def info(model: Path | None, as_json: bool) -> None:
     click.echo(information(model, as_json))
 
 
-for command in (train, calibrate, evaluate, data, export, bench):
+for command in (train, calibrate, evaluate, baselines, ablation, data, export, bench):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""``comit train``, ``comit calibrate``, ``comit evaluate``."""
+"""``comit train``, ``calibrate``, ``evaluate``, ``baselines`` and ``ablation``."""
 
 from __future__ import annotations
 
@@ -219,3 +219,86 @@ def evaluate(
         device=device,
         workers=workers or usable_cores(),
     )
+
+
+def _comparison(table: str, help_text: str, short: str) -> click.Command:
+    @click.command(table, help=help_text, short_help=short)
+    @click.argument("manifest", type=MANIFEST)
+    @click.option("--out", type=FOLDER, required=True, metavar="DIR", help="Folder of all rows.")
+    @click.option("--only", multiple=True, metavar="ROW", help="Row to run; may be repeated.")
+    @click.option(
+        "--seed",
+        "seeds",
+        type=click.IntRange(0),
+        multiple=True,
+        default=(0,),
+        show_default=True,
+        help="Once for each initialisation.",
+    )
+    @click.option(
+        "--model",
+        default="bundled",
+        show_default=True,
+        help="Whose embeddings scikit-learn's rows learn from.",
+    )
+    @RECIPE
+    @click.option("--width", type=click.FloatRange(0, 4, min_open=True), help="Channel factor.")
+    @click.option("--epochs", type=click.IntRange(1), help="Passes over the training images.")
+    @click.option(
+        "--small-epochs", type=click.IntRange(0), help="How many of them see small images."
+    )
+    @click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True))
+    @DEVICE
+    @WORKERS
+    def command(
+        manifest: Path,
+        out: Path,
+        only: tuple[str, ...],
+        seeds: tuple[int, ...],
+        model: str,
+        recipe: str,
+        device: str,
+        workers: int | None,
+        **given: Any,
+    ) -> None:
+        try:
+            from comit.training.comparison import compare
+        except ModuleNotFoundError as error:
+            raise MissingExtra(f"comit {table}", "train") from error
+        lines = compare(
+            table,
+            manifest,
+            out,
+            recipe_config(recipe, given),
+            only=only,
+            seeds=seeds,
+            model=model,
+            device=device,
+            workers=workers or usable_cores(),
+        )
+        for line in lines:
+            click.echo(line)
+
+    return command
+
+
+_KEPT = "A finished row is not run again, an interrupted one goes on; one not run says so."
+baselines = _comparison(
+    "baselines",
+    f"""Trains and measures the networks that the paper compares with (table 4, section 4.1).
+
+    DenseNet121, MobileNetV2, ResNet18 and VGG19 of torchvision with a fully connected head, from
+    random weights; scikit-learn's random forest and SVM on embeddings; MONAI's U-Net; SegNet
+    (COMiT-Net with its two mask tasks alone); and COMiT-Net, all on the same split, by the same
+    loop, under the same recipe. Writes baselines.md. {_KEPT}
+    """,
+    "Train and measure the networks of the paper's table 4.",
+)
+ablation = _comparison(
+    "ablation",
+    f"""Trains COMiT-Net on the eight sets of tasks of the paper's table 5; writes ablation.md.
+
+    With --seed three times, the spread over initialisations as in figure 8. {_KEPT}
+    """,
+    "Train and measure the task subsets of the paper's table 5.",
+)

@@ -52,6 +52,7 @@ class TrainConfig:
     balance: float = 0.0  # how far labels weigh the same within and across sources; 1 is wholly
     small: int = 224  # side of the images in the first ``small_epochs``; a multiple of 32
     soften: float = 0.0  # share of the teachers' scores in the class labels
+    tasks: tuple[int, ...] = (1, 2, 3, 4)  # of the paper's t1 to t4, those that are learned
     small_epochs: int = 0  # no figures on val in these: the weights are on their way
 
     @staticmethod
@@ -162,12 +163,14 @@ class Resident(NamedTuple):
         teachers: Sequence[COMiTNet] = (),
         balance: float = 0.0,
         soften: float = 0.0,
+        tasks: Sequence[int] = (1, 2, 3, 4),
     ) -> Resident:
         """200 kB an image; at most half of the GPU's free memory is taken.
 
         With ``teachers``, a mask that an image lacks is the mean of theirs, and each class label
         moves towards the mean of their scores by the share ``soften``. ``balance`` weighs the
-        class labels, see :func:`label_weights`.
+        class labels, see :func:`label_weights`. A task that is not in ``tasks`` is switched off
+        for all.
         """
         masks = np.stack([cohort.lung, cohort.disease], axis=1) * np.uint8(255)
         switches = cohort.switches()
@@ -180,6 +183,7 @@ class Resident(NamedTuple):
             switches[:, :2] = 1
             labels = (1 - soften) * labels + soften * said.scores
         switches *= label_weights(cohort, balance)
+        switches[:, [t - 1 for t in (1, 2, 3, 4) if t not in tasks]] = 0
         host = Resident(
             images=torch.from_numpy(cohort.images),
             masks=torch.from_numpy(masks),
@@ -212,19 +216,22 @@ class Trainer:
         init: Path | None,
         console: Console,
         teachers: Sequence[Path] = (),
+        build: Callable[[NetworkConfig], COMiTNet] = COMiTNet,
     ) -> None:
         self.train, self.val, self.out, self.config = train, val, out, config
         self.device, self.console = device, console
         self.init = init.name if init is not None else None
         self.teachers = [run.name for run in teachers]
         networks = [on_device(load_run(run), device) for run in teachers]
-        self.data = Resident.of(train, device, networks, config.balance, config.soften)
+        self.data = Resident.of(
+            train, device, networks, config.balance, config.soften, config.tasks
+        )
         torch.manual_seed(config.seed)
         images = train.images.astype(np.float32)
         network = NetworkConfig(
             config.width, round(float(images.mean()), 4), round(float(images.std()), 4)
         )
-        model = COMiTNet(network)
+        model = build(network)
         if init is not None:
             _initialise(model, init)
         self.model = on_device(model, device)
