@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from comit.card import OperatingPoint
 from comit.errors import UsageError
 from comit.model.network import COMiTNet, NetworkConfig
 from comit.training.cli import train as command
+from comit.training.curves import draw_curves
 from comit.training.data import load, read_manifest
 from comit.training.loop import (
     Resident,
@@ -89,6 +91,15 @@ def finished_strong(
     out = tmp_path_factory.mktemp("runs") / "strong"
     train(manifest, out, STRONG, device="cpu", console=QUIET)
     return out
+
+
+def test_curves_are_drawn_of_the_epochs_that_were_measured(finished: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert cv2.imread(str(finished / "curves.png")).std() > 0
+    log = tmp_path / "metrics.csv"
+    log.write_text("epoch,seconds,loss_lung,lung_iou\n1,3,0.5,\n2,6,0.4,0.7\n")
+    draw_curves(log, tmp_path / "small.png")
+    assert cv2.imread(str(tmp_path / "small.png")).std() > 0
 
 
 @pytest.mark.parametrize("recipe", ["default", "strong"])

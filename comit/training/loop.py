@@ -25,6 +25,7 @@ from comit.errors import ComitError, UsageError
 from comit.model.loss import LossConfig, Targets, losses
 from comit.model.network import COMiTNet, NetworkConfig, load_vgg16
 from comit.training.augment import Augmentation, augment
+from comit.training.curves import CURVES, draw_curves
 from comit.training.data import Cohort, load, read_manifest
 from comit.training.metrics import Predictions, evaluate
 
@@ -101,9 +102,10 @@ def train(
 ) -> dict[str, Any]:
     """Trains on ``train``, chooses the epoch by ``val``, reports on ``test`` where there is one.
 
-    Writes ``out/weights.safetensors``, ``run.json``, ``metrics.csv`` (an epoch a line) and
-    ``checkpoint.pt``; returns what ``run.json`` holds (:mod:`comit.training.report`). ``init`` is
-    a local VGG16 file for the encoder, or an earlier run to go on from with another recipe;
+    Writes ``out/weights.safetensors``, ``run.json``, ``metrics.csv`` (an epoch a line; drawn in
+    ``curves.png``) and ``checkpoint.pt``; returns what ``run.json`` holds
+    (:mod:`comit.training.report`). ``init`` is a local VGG16 file for the encoder, or an earlier
+    run to go on from with another recipe;
     ``teachers`` are earlier runs: masks that an image lacks are taken from them, so that every
     image trains both decoders, and a share ``config.soften`` of the class labels. With ``resume``
     it goes on from the last finished epoch and gives, on a CPU bit for bit, the weights of a run
@@ -143,6 +145,10 @@ def train(
     if resume:
         trainer.restore()
     trainer.run()
+    try:
+        draw_curves(out / METRICS, out / CURVES)
+    except ModuleNotFoundError:
+        console.line(f"no {CURVES}: matplotlib is not installed")
     return write_report(out, cohorts, chosen, console)
 
 

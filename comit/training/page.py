@@ -18,6 +18,7 @@ from comit.console import Console
 from comit.errors import MissingExtra, UsageError
 from comit.model.network import COMiTNet
 from comit.training.calibrate import labels_of
+from comit.training.curves import canvas
 from comit.training.data import UNKNOWN, Cohort, load, read_manifest
 from comit.training.evaluation import EvaluationConfig, evaluation, questions
 from comit.training.gradcam import Task, gradcam
@@ -223,18 +224,10 @@ def embed(network: COMiTNet, images: NDArray[np.float16]) -> NDArray[np.float32]
     return np.concatenate(found)
 
 
-def _figure(columns: int, rows: int = 1, side: float = 3.6) -> tuple[Figure, Any]:
-    """A picture and its (rows, columns) axes, without a window system."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(side * columns, side * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
 def _roc(predictions: Predictions, cohort: Cohort) -> Figure:
     from sklearn.metrics import roc_curve
 
-    figure, axes = _figure(1, side=5.5)
+    figure, axes = canvas(1, side=5.5)
     axis, labels = axes[0, 0], labels_of(cohort)
     for question in questions(cohort):
         if question.name.endswith((", PA", ", AP")):
@@ -253,7 +246,7 @@ def _roc(predictions: Predictions, cohort: Cohort) -> Figure:
 def _reliability(calibration: dict[str, Any]) -> Figure | None:
     if not calibration:
         return None
-    figure, axes = _figure(len(calibration))
+    figure, axes = canvas(len(calibration))
     for axis, (name, kinds) in zip(axes[0], calibration.items(), strict=True):
         for kind, curve in kinds.items():
             axis.plot(curve["mean"], curve["share"], "o-", markersize=3, label=kind)
@@ -278,7 +271,7 @@ def _embeddings(
     kinds = np.full(len(cohort), "no label", dtype="<U16")
     for column, (value, word) in enumerate(((0, "healthy"), (1, "COVID"), (1, "other disease"))):
         kinds[labels[:, column] == value] = word
-    figure, axes = _figure(3)
+    figure, axes = canvas(3)
     for axis, groups, title in (
         (axes[0, 0], kinds, "label"),
         (axes[0, 1], cohort.source, "source"),
@@ -299,7 +292,7 @@ def _embeddings(
 def _gradcam(network: COMiTNet, cohort: Cohort, predictions: Predictions) -> Figure:
     tasks: tuple[Task, Task] = ("unhealthy", "covid")
     count = min(EXAMPLES, len(cohort))
-    figure, axes = _figure(count, len(tasks), side=2.2)
+    figure, axes = canvas(count, len(tasks), side=2.2)
     for row, task in zip(axes, tasks, strict=True):
         column = OUTPUTS.index(task)
         chosen = np.argsort(-predictions.scores[:, column], kind="stable")[:count]
@@ -321,7 +314,7 @@ def _examples(cohort: Cohort, predictions: Predictions) -> Figure | None:
     order = np.argsort(dice)[: np.count_nonzero(~np.isnan(dice))][:EXAMPLES]
     if not len(order):
         return None
-    figure, axes = _figure(len(order), side=2.2)
+    figure, axes = canvas(len(order), side=2.2)
     for axis, i in zip(axes[0], order, strict=True):
         axis.imshow(cohort.images[i].astype(np.float32), cmap="gray", vmin=0, vmax=1)
         for mask, colour in ((masks[i, 1], "red"), (cohort.disease[i] > 0, "lime")):
