@@ -52,6 +52,7 @@ class Card:
     baselines: dict[str, Any] = field(default_factory=dict)  # the same figures without a model
     outputs: tuple[str, ...] = OUTPUTS
     intended_use: str = INTENDED_USE
+    notes: list[str] = field(default_factory=list)  # data, licences, limits: a sentence each
 
     def write(self, path: Path) -> None:
         """Writes the card as JSON."""

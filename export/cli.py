@@ -32,7 +32,15 @@ def export() -> None:
     help="Folder of X-rays to compare the file with PyTorch on; recommended.",
 )
 @click.option("--name", help="The model's name in its card and in results.")
-def onnx(run: str, out: Path, precision: str, images: Path | None, name: str | None) -> None:
+@click.option("--note", "notes", multiple=True, help="Sentence for its card; may be repeated.")
+def onnx(
+    run: str,
+    out: Path,
+    precision: str,
+    images: Path | None,
+    name: str | None,
+    notes: tuple[str, ...],
+) -> None:
     """Write RUN as ONNX: a training run's folder, an .onnx file of comit's, or "bundled".
 
     The file is compared with PyTorch first, scores and masks, and is not written where it differs.
@@ -54,6 +62,8 @@ def onnx(run: str, out: Path, precision: str, images: Path | None, name: str | N
     network, card = _load(run, precision)
     if name is not None:
         card = replace(card, name=name)
+    if notes:
+        card = replace(card, notes=list(notes))
     pixels = None if images is None else read_images(images)
     written, parity = export_onnx(network, card, out, precision, pixels)
     click.echo(f"{out}: {written.name}, {precision}; agrees with PyTorch {parity}")

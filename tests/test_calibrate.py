@@ -160,3 +160,23 @@ def test_the_bundled_model_and_folds_without_a_folder_are_refused(
         calibrate("bundled", cohort_manifest)
     with pytest.raises(UsageError, match="--work"):
         calibrate(str(finished), cohort_manifest, folds=2, device="cpu", console=QUIET)
+
+
+def test_what_info_shows_of_a_calibrated_card(tiny_model: Path, tmp_path: Path) -> None:
+    from comit.summary import information
+
+    model = tmp_path / "model.onnx"
+    shutil.copy(tiny_model, model)
+    labels = cohort(np.array([0] * 34 + [1] * 10))
+    scores = three(np.linspace(0, 1, 44))
+    card = replace(
+        read_card(tiny_model),
+        operating_points=points(scores, labels, "val"),
+        calibration=calibration(scores, labels) | {"origin": "val"},
+        notes=["Learned from drawings."],
+    )
+    card.write(card_path(model))
+    said = information(model, as_json=False)
+    assert "34 for unhealthy [89.7%, 100.0%]" in said and "; val)" in said
+    assert "covid: calibrated (platt) on 44 images, 10 of them positive" in said
+    assert "Learned from drawings." in said

@@ -151,13 +151,15 @@ def test_a_run_is_exported_with_its_card(network, tmp_path):
         "val_baselines": {"lung_iou": 0.4},
     }
     (run / "run.json").write_text(json.dumps(described))
-    said = exported(run, "--out", tmp_path / "m.onnx", "--name", "other")
+    about = ["--name", "other", "--note", "Of 16 images.", "--note", "Of one source."]
+    said = exported(run, "--out", tmp_path / "m.onnx", *about)
     assert "synthetic phantoms (no X-rays were given)" in said
     card = read_card(tmp_path / "m.onnx")
     assert (card.name, card.precision, card.width) == ("other", "fp32", 0.125)
     assert card.training == {"epochs": 2, "epoch": 2, "train_images": 16}
     assert card.metrics == {"val": {"lung_iou": 0.5}}
     assert card.operating_points == {}
+    assert card.notes == ["Of 16 images.", "Of one source."]
     assert run_card(run).name == "night"
     (run / "run.json").write_text(json.dumps(described | {"operating_points": {"90": point}}))
     assert run_card(run).operating_points["90"] == OperatingPoint(**point)
