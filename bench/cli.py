@@ -122,6 +122,44 @@ def memory(
     show(found, ("rows", "seconds", "peak_bytes", "ratio"), to)
 
 
+@bench.command()
+@click.option("--short", is_flag=True, help="A few of each, in minutes.")
+@click.option("--only", multiple=True, help="One kind of fault; repeat for several.")
+@click.option(
+    "--data",
+    type=PATH,
+    multiple=True,
+    help="Folder of real files to mutate; repeat for several [default: drawn phantoms].",
+)
+@click.option("--json", "to", type=PATH, help="Also write figures and machine as JSON.")
+@click.pass_context
+def faults(
+    ctx: click.Context,
+    /,
+    short: bool,
+    only: tuple[str, ...],
+    data: tuple[Path, ...],
+    to: Path | None,
+) -> None:
+    """Kill, starve and mislead comit, and count what it lost: nothing, or exit code 1."""
+    import json
+
+    from comit.bench.faults import SHORT, Extent, everything
+    from comit.bench.machine import machine
+
+    found = []
+    for figure in everything(SHORT if short else Extent(), list(data), only):
+        click.echo(f"{'ok ' if figure.passed else 'BAD'} {figure.fault}: {figure.figure}")
+        found.append(figure)
+    if to is not None:
+        figures = [figure._asdict() for figure in found]
+        to.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=1) + "\n")
+    if not found:
+        raise UsageError(f"there is no such kind of fault: {', '.join(only)}")
+    if not all(figure.passed for figure in found):
+        ctx.exit(1)
+
+
 def show(found: Sequence[Any], columns: Sequence[str], to: Path | None) -> None:
     """Prints a table of dataclasses; with ``to`` also writes them and the machine as JSON."""
     import json

@@ -55,23 +55,23 @@ def _run(arguments: list[str]) -> tuple[float, int]:
         text=True,
     ) as run:
         while run.poll() is None:
-            peak = max(peak, sum(map(_resident, _family(run.pid))))
+            peak = max(peak, sum(map(proportional, family(run.pid))))
             time.sleep(EVERY)
         if run.returncode not in (0, 3):
             raise ComitError(run.communicate()[1].strip())
     return time.perf_counter() - started, peak
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """A process and all below it."""
     try:
         below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return [pid]
-    return [pid, *(p for child in below for p in _family(int(child)))]
+    return [pid, *(p for child in below for p in family(int(child)))]
 
 
-def _resident(pid: int) -> int:
+def proportional(pid: int) -> int:
     """Proportional set size in bytes; 0 once the process has gone."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()

@@ -13,8 +13,9 @@ import click
 
 from comit import __version__
 from comit.bench.cli import bench
+from comit.console import Console, printable
 from comit.data.cli import data
-from comit.errors import ComitError
+from comit.errors import ComitError, Stopped
 from comit.export.cli import export
 from comit.training.cli import ablation, baselines, calibrate, evaluate, train
 
@@ -28,8 +29,14 @@ class Comit(click.Group):
         try:
             return super().invoke(ctx)
         except ComitError as error:
-            click.echo(f"comit: {printable(str(error))}", err=True)
+            console(ctx).error(str(error), error.exit_code)
             ctx.exit(error.exit_code)
+
+
+def console(ctx: click.Context, **how: Any) -> Console:
+    """The console of this command, made when it is first asked for."""
+    made: Console = ctx.meta.setdefault("comit.console", Console(**how))
+    return made
 
 
 def hold_standard_streams() -> None:
@@ -42,11 +49,6 @@ def hold_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-
-
-def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @click.group(cls=Comit, context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,7 +70,12 @@ PATH = click.Path(path_type=Path)
 
 @main.command()
 @click.argument("source", metavar="INPUT", type=PATH)
-@click.option("--out", "-o", type=PATH, required=True, help="Parquet file to write.")
+@click.option(
+    "--out",
+    "-o",
+    required=True,
+    help="Parquet file to replace, or folder to add to (ends in / or has no suffix).",
+)
 @click.option("--model", type=PATH, help="Exported .onnx model; default: the bundled one.")
 @click.option(
     "--engine",
@@ -91,6 +98,11 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--pattern", default="*", show_default=True, help="File names to take of a folder.")
 @click.option(
+    "--root",
+    type=PATH,
+    help="Folder that a manifest's paths are relative to and may not leave [default: its own].",
+)
+@click.option(
     "--masks",
     type=click.Choice(["all", "flagged", "none"]),
     default="all",
@@ -111,11 +123,46 @@ PATH = click.Path(path_type=Path)
     show_default=True,
     help="Seconds to read and decode one file.",
 )
+@click.option(
+    "--view-policy",
+    type=click.Choice(["strict", "tagged", "all"]),
+    default="tagged",
+    show_default=True,
+    help="Screen what tags say is a frontal chest, what they do not say is not, or any radiograph.",
+)
+@click.option(
+    "--identifiers",
+    type=click.Choice(["none", "hashed", "plain"]),
+    default="plain",
+    show_default=True,
+    help="Paths and UIDs in the results.",
+)
+@click.option("--key", type=PATH, help="File with your key for hashed identifiers.")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="COLUMN",
+    help="Manifest column to pass through though identifiers are not plain; repeat for several.",
+)
 @click.option("--report", "report_to", type=PATH, help="Write what the run did as JSON.")
+@click.option("--metrics-file", type=PATH, help="How the run goes, in Prometheus text format.")
+@click.option("--retry-failed", is_flag=True, help="Screen again what failed in the results.")
 @click.option("--restart", is_flag=True, help="Forget an unfinished run of this output.")
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no summary.")
+@click.pass_context
 def screen(
-    source: Path, out: Path, model: Path | None, report_to: Path | None, quiet: bool, **given: Any
+    ctx: click.Context,
+    /,
+    source: Path,
+    out: str,
+    model: Path | None,
+    report_to: Path | None,
+    log_format: str,
+    quiet: bool,
+    **given: Any,
 ) -> None:
     """Screen every X-ray of INPUT: one row each, whatever happens to it.
 
@@ -126,8 +173,9 @@ def screen(
     A row is `ok` with scores, flags and COCO run-length masks; `skipped` because it is not a
     frontal chest radiograph; or `failed`, with the reason as a code.
 
-    The output is replaced as a whole at the end. Stop a run with Ctrl-C: the same command
-    resumes it.
+    A file is replaced as a whole at the end. To a folder a file is added of what is new or has
+    changed since the last time; `comit compact` merges them. Stop a run with Ctrl-C: the same
+    command resumes it.
 
     \b
     Exit code  0  every row is ok or skipped
@@ -139,30 +187,30 @@ def screen(
     Examples
       comit screen ./xrays --out results.parquet
       comit screen archive.csv --out night.parquet --masks flagged --report night.json
+      comit screen /archive --out results/ --identifiers hashed --key comit.key
       comit screen ./xrays --out fp32.parquet --precision fp32 --pattern '*.dcm'
     """
-    from comit.console import Console
     from comit.screen import Options
     from comit.screen import screen as run
 
     options = Options(**given) if model is None else Options(model=model, **given)
-    stop, console = threading.Event(), Console(quiet=quiet)
+    stop, said = threading.Event(), console(ctx, quiet=quiet, log_format=log_format)
 
     def ask_to_stop(number: int, frame: object) -> None:
         if stop.is_set():  # asked twice: at once
             raise KeyboardInterrupt
         stop.set()
-        console.line("stopping after the images in hand; again to stop at once")
+        said.line("stopping after the images in hand; again to stop at once", "stopping")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask_to_stop)
-    if report_to is not None:
-        check_writable(report_to)
+    for path in (report_to, options.metrics_file):
+        if path is not None:
+            check_writable(path)
     try:
-        report = run(source, out, options, console=console, stop=stop)
+        report = run(source, out, options, console=said, stop=stop)
     except KeyboardInterrupt:
-        click.echo(f"comit: stopped; the same command resumes {printable(str(out))}", err=True)
-        sys.exit(4)
+        raise Stopped(f"stopped at once; the same command resumes {out}") from None
     if report_to is not None:
         import json
         from dataclasses import asdict
@@ -171,8 +219,7 @@ def screen(
     if not quiet:
         from comit.summary import summary
 
-        for line in summary(report):
-            console.line(line)
+        said.summary(summary(report), report)
     if report.status["failed"]:
         sys.exit(3)
 
@@ -185,6 +232,31 @@ def check_writable(path: Path) -> None:
         path.open("a").close()
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@main.command()
+@click.argument("folder", type=PATH)
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    default=1_000_000,
+    show_default=True,
+    help="Files of this many rows or more are left as they are.",
+)
+def compact(folder: Path, rows: int) -> None:
+    """Merge the small files of a results FOLDER into one.
+
+    No run may be writing to it; an interrupted one stays as it is. A compaction that is killed
+    is finished, or forgotten, by the next command that writes to the folder.
+    """
+    from comit.sink import compact as run
+
+    files, merged = run(folder, rows)
+    click.echo(
+        f"{files} files of {printable(str(folder))} merged: {merged:,} rows"
+        if files
+        else f"{printable(str(folder))} has nothing to merge"
+    )
 
 
 @main.command()

@@ -1,40 +1,73 @@
-"""What a person sees while something runs: a bar on a terminal, plain lines without one.
+"""What is seen while something runs: a bar on a terminal, plain lines or JSON without one.
 
 Everything goes to standard error; standard output is for results.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, TextIO
 
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
-class Console:
-    """Progress and messages; ``quiet`` silences all but errors."""
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
-    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
+
+class Console:
+    """Progress and messages; ``quiet`` silences all but errors.
+
+    With ``log_format`` json every message is an object on a line of its own: ``time`` (UTC),
+    ``event``, ``message`` and what else there is to know as numbers.
+    """
+
+    def __init__(
+        self, stream: TextIO | None = None, quiet: bool = False, log_format: str = "text"
+    ) -> None:
+        self.json = log_format == "json"
         self.stream: TextIO | None = stream or sys.stderr  # None where the caller closed it
         self.quiet = quiet or self.stream is None
         self._rich = None
-        if self.stream is not None and self.stream.isatty() and not quiet:
+        if self.stream is not None and self.stream.isatty() and not quiet and not self.json:
             from rich.console import Console as Rich
 
             self._rich = Rich(file=self.stream, highlight=False)
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, event: str = "message", **known: object) -> None:
         """One message; control characters of names are shown, not obeyed."""
-        if self.quiet:
+        if not self.quiet:
+            self._write(text, event, known)
+
+    def summary(self, lines: list[str], report: Any) -> None:
+        """What a run did: lines for a person, or the whole report as one object."""
+        if self.json:
+            self.line(lines[0], "finished", report=asdict(report))
             return
-        safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-        if self._rich is not None:
-            self._rich.print(safe, markup=False)
+        for line in lines:
+            self.line(line)
+
+    def error(self, text: str, exit_code: int) -> None:
+        """What ends the command; shown though all else is silenced."""
+        if self.stream is not None:
+            self._write(f"comit: {text}", "error", {"exit_code": exit_code})
+
+    def _write(self, text: str, event: str, known: dict[str, object]) -> None:
+        if self.json:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            said = {"time": now, "event": event, "message": text, **known}
+            print(json.dumps(said), file=self.stream, flush=True)
+        elif self._rich is not None:
+            self._rich.print(printable(text), markup=False)
         else:
-            print(safe, file=self.stream, flush=True)
+            print(printable(text), file=self.stream, flush=True)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
@@ -73,8 +106,13 @@ class Console:
                 state["last"] = now
                 rate = state["done"] / (now - started)
                 left = (total - state["done"]) / rate if rate else 0.0
+                done = int(state["done"])
                 self.line(
-                    f"{label}: {state['done']:,.0f} of {total:,} ({rate:.1f}/s, {left:.0f} s left)"
+                    f"{label}: {done:,} of {total:,} ({rate:.1f}/s, {left:.0f} s left)",
+                    "progress",
+                    done=done,
+                    total=total,
+                    per_second=round(rate, 2),
                 )
 
         yield say

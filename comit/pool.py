@@ -7,6 +7,7 @@ through one pipe a process (:mod:`comit.decode.worker` draws the conversation).
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from multiprocessing import Pipe
 from selectors import EVENT_READ, DefaultSelector
 from types import TracebackType
@@ -21,7 +23,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.decode import Limits
+from comit.decode import Limits, ViewPolicy
 from comit.decode.worker import AHEAD, SLOT, Done, Need
 from comit.errors import ComitError
 from comit.preprocess import SIZE
@@ -36,22 +38,14 @@ TICK = 0.25  # seconds between looks at the clock while nothing arrives
 class _Worker:
     """One process, what it was given and what it holds."""
 
-    def __init__(self, ring: Ring, slots: int, limits: Limits) -> None:
+    def __init__(self, ring: Ring, slots: int, limits: Limits, policy: ViewPolicy) -> None:
         self.pipe, theirs = Pipe()
         self.slots = slots  # offset of its own part of the ring
         with theirs:
-            numbers = (
-                theirs.fileno(),
-                ring.fd,
-                ring.size,
-                slots,
-                limits.file_bytes,
-                limits.pixels,
-                limits.min_side,
-                int(limits.max_aspect),
-            )
+            numbers = (theirs.fileno(), ring.fd, ring.size, slots)
+            reading = json.dumps((policy, asdict(limits)))
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", WORKER, *map(str, numbers)],
+                [sys.executable, "-P", "-c", WORKER, *map(str, numbers), reading],
                 pass_fds=(theirs.fileno(), ring.fd),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -82,8 +76,15 @@ class Pool:
     ``timeout`` the seconds that reading and decoding one file may take.
     """
 
-    def __init__(self, workers: int, ring_bytes: int, limits: Limits, timeout: float) -> None:
-        self._limits, self._timeout = limits, timeout
+    def __init__(
+        self,
+        workers: int,
+        ring_bytes: int,
+        limits: Limits,
+        timeout: float,
+        policy: ViewPolicy = "tagged",
+    ) -> None:
+        self._limits, self._timeout, self._policy = limits, timeout, policy
         own = AHEAD * SLOT
         self._ring = Ring(ring_bytes, reserved=workers * own)
         self._waiting: deque[_Worker] = deque()  # for memory, first come first served
@@ -137,7 +138,7 @@ class Pool:
                 self._grant()
 
     def _start(self, slots: int) -> _Worker:
-        worker = _Worker(self._ring, slots, self._limits)
+        worker = _Worker(self._ring, slots, self._limits, self._policy)
         self._selector.register(worker.pipe, EVENT_READ, worker)
         return worker
 

@@ -62,6 +62,9 @@ def _described(done: Done) -> Row:
         sop_instance_uid=done.sop_instance_uid,
         series_instance_uid=done.series_instance_uid,
         study_instance_uid=done.study_instance_uid,
+        file_size=done.file_size,
+        file_mtime=done.file_mtime,
+        file_crc32=done.file_crc32,
     )
 
 

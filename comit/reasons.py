@@ -29,9 +29,13 @@ class Skip(Code):
     SOP_CLASS = "sop_class", "a DICOM object that is not an image (DICOMDIR, report, segmentation)"
     ANATOMY = "anatomy", "another body part than the chest, by BodyPartExamined or a code"
     VIEW = "view", "a lateral, oblique or decubitus view, by ViewPosition or a code"
+    UNVERIFIED_VIEW = "unverified_view", "no tag says frontal chest, and --view-policy strict asks"
     MULTI_FRAME = "multi_frame", "more than one frame or page; comit reads single radiographs"
     UNSUPPORTED_FORMAT = "unsupported_format", "not DICOM, PNG or JPEG, by its content"
-    OUTSIDE_ROOT = "outside_root", "a link that leads out of the folder being screened"
+    OUTSIDE_ROOT = (
+        "outside_root",
+        "a link or a path with .. that leads out of the folder screened",
+    )
     NOT_A_FILE = "not_a_file", "a FIFO, socket or device; never opened"
 
 
@@ -68,6 +72,8 @@ class Caution(Code):
     """``warnings``: the row is ok, and this was found on the way."""
 
     UNVERIFIED_VIEW = "unverified_view", "no tag says that this is a frontal chest view"
+    OTHER_VIEW = "other_view", "not a frontal view, by its tags; --view-policy all took it"
+    OTHER_ANATOMY = "other_anatomy", "not a chest, by its tags; --view-policy all took it"
     COLOUR = "colour", "colour or transparency was converted to grey"
     POLARITY = "polarity", "PresentationLUTShape contradicts PhotometricInterpretation"
     WINDOW_UNUSABLE = "window_unusable", "the header's window or VOI LUT shows nothing; left out"

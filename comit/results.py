@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 IDENTITY = ("row_id", "path")  # from the work list
 FINDINGS = (  # what screening adds, in the order of the file
@@ -26,12 +26,17 @@ FINDINGS = (  # what screening adds, in the order of the file
     "sop_instance_uid",
     "series_instance_uid",
     "study_instance_uid",
+    "file_size",
+    "file_mtime",
+    "file_crc32",
     "lung_rle",
     "disease_rle",
     "lung_fraction",
     "disease_fraction",
 )
-COLUMNS = (*IDENTITY, *FINDINGS)
+RUN = ("run_id", "screened_at")  # the same for all rows of a run
+COLUMNS = (*IDENTITY, *FINDINGS, *RUN)
+UIDS = ("sop_instance_uid", "series_instance_uid", "study_instance_uid")
 
 
 class Row(NamedTuple):
@@ -52,6 +57,9 @@ class Row(NamedTuple):
     sop_instance_uid: str | None = None
     series_instance_uid: str | None = None
     study_instance_uid: str | None = None
+    file_size: int | None = None  # bytes that were read
+    file_mtime: int | None = None  # microseconds since 1970, of its last change
+    file_crc32: int | None = None  # of the bytes that were read
     lung_rle: dict[str, object] | None = None
     disease_rle: dict[str, object] | None = None
     lung_fraction: float | None = None  # lung pixels / all pixels
@@ -68,10 +76,13 @@ def schema() -> pa.Schema:
         **dict.fromkeys(("rows", "cols"), pa.int32()),
         **dict.fromkeys(("score_unhealthy", "score_covid", "score_other"), pa.float32()),
         **dict.fromkeys(("lung_fraction", "disease_fraction"), pa.float32()),
+        "file_size": pa.int64(),
+        **dict.fromkeys(("file_mtime", "screened_at"), pa.timestamp("us", tz="UTC")),
+        "file_crc32": pa.uint32(),
         **dict.fromkeys(("flag_unhealthy", "flag_covid"), pa.bool_()),
         **dict.fromkeys(("lung_rle", "disease_rle"), rle),
     }
-    required = ("row_id", "status")
+    required = ("row_id", "status", *RUN)
     return pa.schema(
         [pa.field(c, kinds.get(c, pa.string()), nullable=c not in required) for c in COLUMNS]
     )

@@ -10,9 +10,16 @@ import mmap
 import os
 import tempfile
 from bisect import insort
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 ALIGNMENT = 4096  # bytes: a page, so that blocks can be page-locked one by one
+
+
+def nameless() -> BinaryIO:
+    """A file without a name: gone when the last process that has it is. On Linux in memory."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("comit"), "w+b")
+    return cast(BinaryIO, tempfile.TemporaryFile())
 
 
 class Block(NamedTuple):
@@ -32,11 +39,8 @@ class Ring:
         reserved = _round_up(reserved)
         self.size = reserved + _round_up(size)
         self.largest = self.size - reserved  # bytes of the largest block there can be
-        if hasattr(os, "memfd_create"):
-            self.fd = os.memfd_create("comit-ring")
-        else:  # macOS: a file without a name
-            with tempfile.TemporaryFile() as file:
-                self.fd = os.dup(file.fileno())
+        with nameless() as file:
+            self.fd = os.dup(file.fileno())
         os.ftruncate(self.fd, self.size)
         self.memory = mmap.mmap(self.fd, self.size)
         self._free = [Block(reserved, self.largest)]  # by offset; neighbours are merged

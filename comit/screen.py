@@ -11,8 +11,10 @@ Sink        freezes the work list, commits rows, merges       comit.sink
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -27,15 +29,18 @@ from comit.card import BUNDLED, OperatingPoint, read_card
 from comit.config import usable_cores
 from comit.console import Console
 from comit.errors import Stopped, UsageError
-from comit.results import SCHEMA_VERSION, Row
+from comit.identifiers import Identifiers, Mode, read_key
+from comit.results import SCHEMA_VERSION, UIDS, Row
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from comit.decode import ViewPolicy
     from comit.decode.worker import Done
     from comit.engine.base import Engine
-    from comit.sink import Sink, Tally
+    from comit.merge import Tally
+    from comit.sink import Sink
 
 Masks = Literal["all", "flagged", "none"]
 
@@ -51,11 +56,18 @@ class Options:
     batch_size: int | None = None  # images; None is the engine's own choice
     workers: int | None = None  # decoding processes; None is the usable cores, 32 at most
     pattern: str = "*"  # file names to take from a folder
+    root: Path | None = None  # where a manifest's paths begin, and what they may not leave
     masks: Masks = "all"  # which rows get masks: all, flagged or none
     operating_point: str = "90"  # specificity in % that the flags' thresholds have: 90 or 99
     timeout: float = 60.0  # seconds that reading and decoding one file may take
+    view_policy: ViewPolicy = "tagged"  # what is taken for frontal chest: strict, tagged or all
+    identifiers: Mode = "plain"  # paths and UIDs in the results: none, hashed or plain
+    key: Path | None = None  # file with the key of hashed identifiers
+    keep: tuple[str, ...] = ()  # manifest columns to pass through unless identifiers are plain
+    retry_failed: bool = False  # screen again what failed in the results that are there
     ring_bytes: int = 512 * 2**20  # memory for decoded pixels
     restart: bool = False  # forget an unfinished run
+    metrics_file: Path | None = None  # how the run goes, in Prometheus' text format
 
 
 @dataclass
@@ -64,11 +76,12 @@ class Report:
 
     out: str
     run_id: str
-    rows: int
+    rows: int  # of this run
     status: dict[str, int]  # ok, skipped, failed
     reasons: dict[str, int]
     warnings: dict[str, int]
     flagged: dict[str, int]
+    unchanged: int  # items left out because the results have rows of them that stand
     resumed_rows: int  # that an earlier, interrupted run had done
     screened: int  # rows that went through the engine in this run
     seconds: float  # wall time from the first item to the last row
@@ -88,30 +101,41 @@ def screen(
     console: Console | None = None,
     stop: threading.Event | None = None,
 ) -> Report:
-    """Screens every item of ``source`` and writes one row for each to the Parquet file ``out``.
+    """Screens every item of ``source`` and writes one row for each to ``out``.
 
-    ``source`` is a folder, an image file, or a Parquet or CSV manifest. Setting ``stop`` ends the
-    run after the images in hand. Raises UsageError where nothing can be done as asked, Stopped
-    where the run ended early and the same call resumes it.
+    ``source`` is a folder, an image file, or a Parquet or CSV manifest. ``out`` is a Parquet file,
+    replaced as a whole, or a folder (a name that ends in ``/`` or has no suffix), to which a file
+    is added of what is new or has changed. Setting ``stop`` ends the run after the images in
+    hand. Raises UsageError where nothing can be done as asked, Stopped where the run ended early
+    and the same call resumes it.
     """
     from comit.decode import Limits
     from comit.engine import load_engine
+    from comit.metrics import Metrics
     from comit.pool import Pool
     from comit.sink import Sink
-    from comit.source import write_worklist
+    from comit.source import Selection, write_worklist
 
-    source, out = Path(source), Path(out)
-    options, console, stop = options or Options(), console or Console(), stop or threading.Event()
-    if source.exists() and out.exists() and source.samefile(out):
+    source, options, stop = Path(source), options or Options(), stop or threading.Event()
+    console = console or Console()
+    if source.exists() and Path(out).exists() and source.samefile(out):
         raise UsageError(f"{out} is the input; give the results another name")
     card = read_card(options.model)
     point = operating_point(card.operating_points, options)
     workers = options.workers or min(usable_cores(), 32)
-    with Sink(out, options.restart) as sink, ExitStack() as stack:
-        ours = (out, sink.staging)
-        sink.list(lambda to: write_worklist(source, to, options.pattern, ours))
+    with Sink(out, options.restart, options.retry_failed) as sink, ExitStack() as stack:
+        names = identifiers(options, sink)
+        taken = Selection(
+            options.pattern, (sink.out, sink.staging), names, options.keep, options.root
+        )
+        private = names.mode != "plain"
+        if not sink.list(lambda to, files: write_worklist(source, to, files, taken), private):
+            Metrics(options.metrics_file, sink).succeeded()
+            return nothing_new(sink)
         # The decoding processes start while the engine compiles.
-        pool = stack.enter_context(Pool(workers, options.ring_bytes, Limits(), options.timeout))
+        pool = stack.enter_context(
+            Pool(workers, options.ring_bytes, Limits(), options.timeout, options.view_policy)
+        )
         engine = load_engine(
             options.model,
             name=options.engine,
@@ -120,7 +144,7 @@ def screen(
             batch_size=options.batch_size,
         )
         settings = {
-            "input": str(source.absolute()),
+            "input": names.text(os.fsencode(source.absolute())),
             "pattern": options.pattern,
             "model": card.sha256,
             "preprocessing": preprocess_version,
@@ -128,22 +152,29 @@ def screen(
             "precision": engine.precision,
             "operating point": asdict(point) if point else None,
             "masks": options.masks,
+            "view policy": options.view_policy,
+            "identifiers": names.described(),
             "schema": SCHEMA_VERSION,
         }
-        sink.freeze(settings)
+        root = options.root or (source if source.is_dir() else source.parent)
+        sink.freeze(
+            settings, metadata(card.name, settings, names.text(os.fsencode(root.absolute())))
+        )
         started = time.perf_counter()
         with (
             Lanes(engine, sink, point, options.masks) as lanes,
             console.progress("screening", sink.items) as lanes.on_rows,
+            Metrics(options.metrics_file, sink, lanes, pool) as metrics,
         ):
             for done, pixels in pool.run(unproblematic(sink, lanes, stop)):
-                lanes.add(done, pixels)
+                lanes.add(anonymous(done, names), pixels)
             lanes.flush()
         seconds = time.perf_counter() - started
         if stop.is_set():
             raise Stopped(f"stopped; the rows so far are kept. The same command resumes {out}")
         stages = {"decode": pool.seconds, **lanes.seconds}
-        tally = sink.finish(metadata(card.name, settings))
+        tally = sink.finish()
+        metrics.succeeded()
         return report(sink, tally, lanes, engine, settings, seconds, stages)
 
 
@@ -191,6 +222,7 @@ class Lanes:
         self._mutex = threading.Lock()
         self._batch = Batch(self._buffers.get(), [])
         self.on_rows: Callable[[int], None] = lambda rows: None
+        self.status: Counter[str] = Counter()  # of the rows so far
         self.screened = 0
         self.seconds = {"engine": 0.0, "postprocess": 0.0, "write": 0.0}
 
@@ -255,6 +287,7 @@ class Lanes:
         for index, row in rows:
             self._sink.add(index, row)
         with self._mutex:
+            self.status.update(row.status for _, row in rows)
             self.on_rows(len(rows))
 
 
@@ -282,7 +315,27 @@ def operating_point(points: dict[str, OperatingPoint], options: Options) -> Oper
     return points[options.operating_point]
 
 
-def metadata(model: str, settings: dict[str, Any]) -> dict[str, str]:
+def identifiers(options: Options, sink: Sink) -> Identifiers:
+    """What the results may say of paths and UIDs; raises UsageError without the key it takes."""
+    if (options.identifiers == "hashed") != (options.key is not None):
+        raise UsageError(
+            "hashed identifiers need a key that you hold: --identifiers hashed --key FILE; "
+            "make one: (umask 077; openssl rand -hex 32 > comit.key)"
+        )
+    if options.key is not None:
+        return Identifiers("hashed", read_key(options.key))
+    return Identifiers(options.identifiers, sink.key() if options.identifiers == "none" else b"")
+
+
+def anonymous(done: Done, names: Identifiers) -> Done:
+    """What decoding found, with the identifiers that results may have."""
+    if names.mode == "plain":
+        return done
+    hidden: dict[str, Any] = {name: names.uid(getattr(done, name)) for name in UIDS}
+    return done._replace(**hidden)
+
+
+def metadata(model: str, settings: dict[str, Any], root: str) -> dict[str, str]:
     """Key-value metadata of the Parquet file: where its numbers come from."""
     return {
         "comit_version": __version__,
@@ -293,8 +346,32 @@ def metadata(model: str, settings: dict[str, Any]) -> dict[str, str]:
         "comit_engine": settings["engine"],
         "comit_precision": settings["precision"],
         "comit_thresholds": json.dumps(settings["operating point"]),
+        "comit_view_policy": settings["view policy"],
+        "comit_identifiers": settings["identifiers"],
+        "comit_root": root,
         "comit_intended_use": "research use only; not for diagnosis",
     }
+
+
+def nothing_new(sink: Sink) -> Report:
+    """The report of a night on which nothing was to be done."""
+    return Report(
+        out=str(sink.out),
+        run_id="",
+        rows=0,
+        status={"ok": 0, "skipped": 0, "failed": 0},
+        reasons={},
+        warnings={},
+        flagged={},
+        unchanged=sink.unchanged,
+        resumed_rows=0,
+        screened=0,
+        seconds=0.0,
+        images_per_second=0.0,
+        stage_seconds={},
+        engine={},
+        settings={},
+    )
 
 
 def report(
@@ -315,6 +392,7 @@ def report(
         reasons=dict(tally.reasons.most_common()),
         warnings=dict(tally.warnings.most_common()),
         flagged=dict(tally.flagged),
+        unchanged=sink.unchanged,
         resumed_rows=sink.done,
         screened=lanes.screened,
         seconds=round(seconds, 3),

@@ -1,15 +1,16 @@
-"""Results on their way to disk: nothing is lost, and readers see the old file or the new one.
+"""The rows of one run on their way to disk: nothing is lost, and nothing is there twice.
 
-Beside ``results.parquet``, until it is complete, lies the folder ``.results.parquet.comit``::
+The staging folder of a run, beside or inside its results (:mod:`comit.target`)::
 
     lock              held (flock) by the one run that may write; freed by the kernel
     worklist.parquet  every item, frozen when the run began, a row group a shard
+    paths.parquet     the file of every item; with --identifiers hashed or none only in memory
     run.json          the settings the run began with; its presence freezes the list
     part-00000.parquet     all rows of a shard: publishing it is the commit
     partial-00001.parquet  the rows of a shard that a stopped run had
 
-A run that finds them resumes where they end; the last step merges the parts, renames the result
-over the target and removes the folder.
+A run that finds them resumes where they end; the last step merges the parts, puts the result in
+place and empties the folder.
 """
 
 from __future__ import annotations
@@ -17,62 +18,57 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from comit import durable
 from comit.errors import Stopped, UsageError
-from comit.results import COLUMNS, FINDINGS, Row, schema
-from comit.source import OWN_COLUMNS, SHARD, Item, read_items
+from comit.merge import CONTENT, Tally, final_schema, merge
+from comit.results import FINDINGS, IDENTITY, Row, schema
+from comit.ring import nameless
+from comit.source import OWN_COLUMNS, SHARD, Item, read_items, rechunk
+from comit.target import KEY, LOCK, MERGED, RUN, STAGING, Folder, find
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MERGED_ROWS = 8192  # rows of a row group of the merged file
-
-
-@dataclass
-class Tally:
-    """What the rows of a result say, counted."""
-
-    rows: int = 0
-    status: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    warnings: Counter[str] = field(default_factory=Counter)
-    flagged: Counter[str] = field(default_factory=Counter)
-
-    def add(self, table: pa.Table) -> None:
-        """Counts the rows of a part."""
-        self.rows += table.num_rows
-        self.status.update(table["status"].to_pylist())
-        self.reasons.update(r for r in table["reason"].to_pylist() if r)
-        self.warnings.update(w for ws in table["warnings"].to_pylist() for w in ws or ())
-        for name in ("unhealthy", "covid"):
-            self.flagged[name] += sum(1 for v in table[f"flag_{name}"].to_pylist() if v)
+Enumerate = Callable[[BinaryIO, BinaryIO], None]
 
 
 class Sink:
     """Writes the results of one run to ``out``; a context manager that holds the lock.
 
+    ``restart`` forgets an unfinished run; ``retry_failed`` screens again what failed before.
     Raises UsageError where ``out`` cannot be written or another run writes it, Stopped where the
     disk fails: what was published stays and the same command resumes.
     """
 
-    def __init__(self, out: Path, restart: bool = False) -> None:
-        self.out = out
-        self.staging = out.with_name(f".{out.name}.comit")
-        if out.is_dir():
-            raise UsageError(f"{out} is a folder; give the name of a file, such as results.parquet")
-        self._lock = self._acquire()
+    def __init__(self, out: Path | str, restart: bool = False, retry_failed: bool = False) -> None:
+        self._target = find(out)
+        self.out, self.staging = self._target.out, self._target.staging
+        self._grows = isinstance(self._target, Folder)
+        self._retry = retry_failed
+        self._closing = ExitStack()  # files that are open while the run lasts
+        self._closing.callback(os.close, lock(self.out, self.staging))
         self._mutex = Lock()
         self._pending: dict[int, dict[int, Row]] = {}  # shard -> index -> row
-        if restart:
-            self._clear()
+        self.unchanged = 0  # items left out because earlier rows of theirs stand
+        self.done = 0  # rows that earlier, interrupted runs published
+        try:
+            with self._stopping():
+                self._target.recover()
+            if retry_failed and not self._target.files():
+                raise UsageError(f"{self.out} has no rows that could be screened again")
+            if restart:
+                self._clear()
+        except BaseException:
+            self._closing.close()
+            raise
 
     def __enter__(self) -> Sink:
         return self
@@ -83,50 +79,87 @@ class Sink:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
+        with self._closing:
             if not self.resumable:  # finished, or never began: leave nothing behind
-                shutil.rmtree(self.staging, ignore_errors=True)
+                self._target.tidy()
             elif self._pending:
                 self._stop()
-        finally:
-            os.close(self._lock)
 
     @property
     def resumable(self) -> bool:
         """Whether an earlier run froze a work list here and did not finish it."""
-        return (self.staging / "run.json").exists()
+        return (self.staging / RUN).exists()
 
-    def list(self, enumerate_to: Callable[[Path], int]) -> None:
-        """Writes the work list, unless an unfinished run has frozen one: that stands."""
-        if not self.resumable:
-            self._clear()
-            enumerate_to(self.staging / "worklist.parquet")
+    def key(self) -> bytes:
+        """The key of these results, drawn when it is first asked for.
 
-    def freeze(self, settings: dict[str, Any]) -> None:
-        """Freezes the work list together with what the run's rows will depend on.
+        Raises UsageError where there are results that another key was used for.
+        """
+        path = self.staging / KEY
+        if not path.exists():
+            if self._grows and self._target.files():
+                raise UsageError(
+                    f"the key of {self.out} is gone ({path}), so its rows cannot be told from new "
+                    "ones; give these results another --out"
+                )
+            with self._stopping():
+                durable.write_json(path, {"key": os.urandom(32).hex()})
+        return bytes.fromhex(json.loads(path.read_text())["key"])
 
-        Raises UsageError naming every setting that differs from the run to be resumed.
+    def list(self, enumerate_to: Enumerate, private: bool = False) -> int:
+        """Makes the work list and returns its length; a list that a run froze stands.
+
+        Without ``private`` the items' paths are kept beside it. With it they are only in memory,
+        and a resumed run finds them again by their ``row_id``.
         """
         import pyarrow.parquet as pq
 
-        worklist = self.staging / "worklist.parquet"
+        fresh = not self.resumable
+        if fresh:
+            self._clear()
+        with self._stopping():
+            if fresh or private:
+                paths = self._enumerate(enumerate_to, fresh, private)
+            if not private:
+                paths = (self.staging / "paths.parquet").open("rb")
+        self._closing.enter_context(paths)
+        self._worklist = pq.ParquetFile(self.staging / "worklist.parquet")
+        self._files = pq.ParquetFile(paths)
+        for opened in (self._worklist, self._files):
+            self._closing.enter_context(opened)
+        self.items = int(self._worklist.metadata.num_rows)
+        self._shards = self._worklist.num_row_groups
+        return self.items
+
+    def freeze(self, settings: dict[str, Any], metadata: dict[str, str]) -> None:
+        """Freezes the work list together with what the run's rows will depend on.
+
+        ``metadata`` goes into the results. Raises UsageError naming every setting that differs
+        from the run to be resumed, or from the results that these are to join.
+        """
+        settings = {**settings, "retry failed": self._retry}
         if self.resumable:
-            before = json.loads((self.staging / "run.json").read_text())
-            if changed := [k for k, v in settings.items() if before["settings"].get(k) != v]:
+            run = json.loads((self.staging / RUN).read_text())
+            if changed := [k for k, v in settings.items() if run["settings"].get(k) != v]:
                 raise UsageError(
                     f"{self.out} has an unfinished run with another {', '.join(changed)}; "
                     "run as before to resume it, or add --restart to begin again"
                 )
-            self.run_id = before["run_id"]
         else:
-            self.run_id = os.urandom(8).hex()
+            if self._grows or self._retry:
+                self._target.refuse(metadata, final_schema(self._part_schema()))
+            run = {
+                "run_id": os.urandom(8).hex(),
+                "began": datetime.now(UTC).replace(microsecond=0).isoformat(),
+                "settings": settings,
+            }
             with self._stopping():
-                _sync(worklist)
-                self._write_json("run.json", {"run_id": self.run_id, "settings": settings})
-        self._worklist = pq.ParquetFile(worklist)
-        self.items = self._worklist.metadata.num_rows
-        self._shards = self._worklist.num_row_groups
-        self.done = 0  # rows that earlier runs published
+                for name in ("worklist.parquet", "paths.parquet"):
+                    if (self.staging / name).exists():
+                        durable.sync(self.staging / name)
+                durable.write_json(self.staging / RUN, run)
+        self.run_id, self._began = run["run_id"], datetime.fromisoformat(run["began"])
+        self._metadata = {"comit_run_id": self.run_id, **metadata}
 
     def todo(self) -> Iterator[tuple[int, Item]]:
         """Every item that has no row yet, with its index, read shard by shard."""
@@ -139,7 +172,8 @@ class Sink:
             with self._mutex:
                 self._pending[shard] = rows
             self.done += len(rows)
-            for i, item in enumerate(read_items(self._worklist.read_row_group(shard))):
+            work, files = (f.read_row_group(shard) for f in (self._worklist, self._files))
+            for i, item in enumerate(read_items(work, files)):
                 if (index := shard * SHARD + i) not in rows:
                     yield index, item
 
@@ -164,66 +198,114 @@ class Sink:
                 self._partial(shard).unlink(missing_ok=True)
                 self._publish(shard, rows, self._partial(shard))
 
-    def finish(self, metadata: dict[str, str]) -> Tally:
-        """Merges the parts, puts the result in place and removes the staging folder."""
-        import pyarrow as pa
+    def finish(self) -> Tally:
+        """Merges the parts, puts the result in place and ends the run."""
         import pyarrow.parquet as pq
 
-        merged = self.staging / "merged.parquet"
-        tally = Tally()
+        merged = self.staging / MERGED
+        run = (self.run_id, self._began)
         with self._stopping():
-            with _private(merged) as file:
-                writer, held = None, []
-                for shard in range(self._shards):
-                    part = self._verified(self._part(shard), shard)
-                    if part is None:
-                        raise Stopped(f"part {shard} is damaged; run the same command to redo it")
-                    tally.add(part)
-                    held.append(part)
-                    if sum(t.num_rows for t in held) < MERGED_ROWS and shard + 1 < self._shards:
-                        continue
-                    table = pa.concat_tables(held)
-                    if writer is None:
-                        named = {"comit_run_id": self.run_id, **metadata}
-                        table_schema = table.schema.with_metadata(named)
-                        writer = pq.ParquetWriter(file, table_schema, compression="zstd")
-                    writer.write_table(table.cast(table_schema), row_group_size=MERGED_ROWS)
-                    held = []
-                if writer is not None:
-                    writer.close()
-                os.fsync(file.fileno())
-            if pq.read_metadata(merged).num_rows != self.items:
+            tally = merge(self._parts, self._earlier, merged, run, self._metadata)
+            ids = pq.read_table(merged, columns=["row_id"])["row_id"]
+            if ids != self._worklist.read(columns=["row_id"])["row_id"]:
                 raise Stopped("the merged file is incomplete; run the same command to redo it")
-            mask = os.umask(0)
-            os.umask(mask)
-            merged.chmod(0o666 & ~mask)
-            merged.replace(self.out)
-            _sync(self.out.parent)
-            self._worklist.close()
-            (self.staging / "run.json").unlink()
+            name = f"night-{self._began:%Y%m%dT%H%M%SZ}-{self.run_id}.parquet"
+            self._target.put(merged, name, carry=self._retry)
         return tally
 
-    # -- the folder ---------------------------------------------------------------------------
+    def _parts(self) -> Iterator[pa.Table]:
+        for shard in range(self._shards):
+            part = self._verified(self._part(shard), shard)
+            if part is None:
+                raise Stopped(f"part {shard} is damaged; run the same command to redo it")
+            yield part
 
-    def _acquire(self) -> int:
-        try:
-            self.staging.mkdir(mode=0o700, exist_ok=True)
-            lock = os.open(self.staging / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise UsageError(f"{self.out} cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock)
-            raise UsageError(f"another run is writing {self.out}; wait for it to end") from error
-        return lock
+    def _earlier(self) -> Iterator[pa.Table]:
+        """What tells duplicates, of rows that stay beside those of this run."""
+        import pyarrow.compute as pc
+
+        table = self._target.earlier(("row_id", *CONTENT)) if self._grows or self._retry else None
+        if table is not None:
+            new = self._worklist.read(columns=["row_id"])["row_id"].combine_chunks()
+            yield table.filter(pc.invert(pc.is_in(table["row_id"], new)))
+
+    # -- the list -----------------------------------------------------------------------------
+
+    def _enumerate(self, enumerate_to: Enumerate, fresh: bool, private: bool) -> BinaryIO:
+        """Enumerates, and takes what is to be done (fresh) or what was frozen.
+
+        Returns the items' files: open if they are private, else closed.
+        """
+        import pyarrow.parquet as pq
+
+        listed, worklist = self.staging / "listed.parquet", self.staging / "worklist.parquet"
+        with self._place("listed-paths.parquet", private) as paths, ExitStack() as closing:
+            with durable.create(listed) as items:
+                enumerate_to(items, paths)
+            chosen = closing.enter_context(self._place("paths.parquet", private))
+            if fresh:
+                wanted = self._wanted(listed)
+                if wanted is None:
+                    listed.replace(worklist)
+                else:
+                    with durable.create(worklist) as file:
+                        _take(pq.ParquetFile(listed), wanted, file)
+                _take(pq.ParquetFile(paths), wanted, chosen)
+            else:
+                rows = self._realigned(pq.read_table(listed, columns=["row_id"]))
+                files = pq.read_table(paths).take(rows)
+                pq.write_table(files, chosen, row_group_size=SHARD)
+            if private:
+                closing.pop_all()
+        for name in ("listed.parquet", "listed-paths.parquet"):
+            (self.staging / name).unlink(missing_ok=True)
+        return chosen
+
+    def _place(self, name: str, private: bool) -> BinaryIO:
+        return nameless() if private else durable.create(self.staging / name)
+
+    def _wanted(self, listed: Path) -> pa.BooleanArray | None:
+        """Which of the listed items are to be screened; None for all."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        before = None
+        if self._grows or self._retry:
+            before = self._target.earlier(("row_id", "file_size", "file_mtime", "status"))
+        if before is None:
+            return None
+        now = pq.read_table(listed, columns=["row_id", "size", "mtime"])
+        at = pc.index_in(now["row_id"], before["row_id"].combine_chunks())
+        was = before.take(at)
+        stamps = (
+            (now["size"], was["file_size"]),
+            (now["mtime"], was["file_mtime"].cast(pa.int64())),
+        )
+        size, mtime = (pc.not_equal(pc.fill_null(a, -1), pc.fill_null(b, -1)) for a, b in stamps)
+        new, failed = pc.is_null(at), pc.fill_null(pc.equal(was["status"], "failed"), False)
+        wanted = pc.and_(failed, self._retry)
+        if self._grows:
+            wanted = pc.or_(wanted, pc.or_(new, pc.or_(size, mtime)))
+        self.unchanged = now.num_rows - pc.sum(wanted).as_py()
+        return wanted.combine_chunks()
+
+    def _realigned(self, listed: pa.Table) -> pa.ChunkedArray:
+        """Where each item of the frozen list is listed; null for one that is not any more."""
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        frozen = pq.read_table(self.staging / "worklist.parquet", columns=["row_id"])
+        return pc.index_in(frozen["row_id"], listed["row_id"].combine_chunks())
 
     def _clear(self) -> None:
-        """Removes all of an earlier run but the lock, the frozen settings first."""
-        (self.staging / "run.json").unlink(missing_ok=True)
+        """Removes all of an earlier run, the frozen settings first."""
+        (self.staging / RUN).unlink(missing_ok=True)
         for path in self.staging.iterdir():
-            if path.name != "lock":
+            if path.name not in self._target.outlive:
                 path.unlink()
+
+    # -- parts --------------------------------------------------------------------------------
 
     def _part(self, shard: int) -> Path:
         return self.staging / f"part-{shard:05d}.parquet"
@@ -231,36 +313,43 @@ class Sink:
     def _partial(self, shard: int) -> Path:
         return self.staging / f"partial-{shard:05d}.parquet"
 
-    # -- parts --------------------------------------------------------------------------------
+    def _part_schema(self) -> pa.Schema:
+        """Identity, findings, and what a manifest passed through."""
+        import pyarrow as pa
+
+        ours = (schema().field(n) for n in (*IDENTITY, *FINDINGS))
+        passed = (f for f in self._worklist.schema_arrow if f.name not in OWN_COLUMNS)
+        return pa.schema([*ours, *passed])
 
     def _publish(self, shard: int, rows: dict[int, Row], to: Path) -> None:
         """Writes rows beside ``to``, makes them durable, checks them and gives them the name."""
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         work = self._worklist.read_row_group(shard)
         indices = sorted(rows)
         if len(indices) < work.num_rows:
             work = work.take([i - shard * SHARD for i in indices])
-        found = pa.Table.from_pylist([rows[i]._asdict() for i in indices], _findings_schema())
-        names = [*COLUMNS, *(n for n in work.column_names if n not in OWN_COLUMNS)]
-        columns = [found[n] if n in FINDINGS else work[n] for n in names]
-        fields = [schema().field(n) if n in COLUMNS else work.schema.field(n) for n in names]
+        found = pa.Table.from_pylist([rows[i]._asdict() for i in indices], findings_schema())
+        columns = {n: (found if n in FINDINGS else work)[n] for n in self._part_schema().names}
+        # What could not be read is known by what the list says of it.
+        for name in ("size", "mtime"):
+            column = columns[f"file_{name}"]
+            columns[f"file_{name}"] = pc.coalesce(column, work[name].cast(column.type))
+        table = pa.table(list(columns.values()), schema=self._part_schema())
         temporary = to.with_suffix(".new")
         with self._stopping():
             try:
-                with _private(temporary) as file:
-                    pq.write_table(
-                        pa.table(columns, schema=pa.schema(fields)), file, compression="zstd"
-                    )
-                    file.flush()
-                    os.fsync(file.fileno())
+                with durable.create(temporary) as file:
+                    with durable.parquet(file, table.schema, "zstd") as writer:
+                        writer.write_table(table)
+                    durable.finish(file)
                 if pq.read_table(temporary, columns=["row_id"])["row_id"] != work["row_id"]:
                     raise Stopped(f"{temporary.name} does not read back as written")
-                os.link(temporary, to)  # fails where the part exists: nobody overwrites a commit
+                durable.publish(temporary, to)
             finally:
                 temporary.unlink(missing_ok=True)
-            _sync(self.staging)
 
     def _verified(self, path: Path, shard: int) -> pa.Table | None:
         """The table of a part that holds exactly the rows of its shard; else removes it."""
@@ -272,9 +361,9 @@ class Sink:
         try:
             table = pq.read_table(path)
             expected = self._worklist.read_row_group(shard, columns=["row_id"])["row_id"]
-            if table["row_id"] == expected:
+            if table.schema == self._part_schema() and table["row_id"] == expected:
                 return table
-        except (OSError, KeyError, pa.ArrowException):
+        except (OSError, pa.ArrowException):
             pass
         path.unlink()
         return None
@@ -290,63 +379,83 @@ class Sink:
             return {}
         ids = self._worklist.read_row_group(shard, columns=["row_id"])["row_id"].to_pylist()
         position = {row_id: shard * SHARD + i for i, row_id in enumerate(ids)}
-        found: dict[int, Row] = {}
-        for row in table.to_pylist():
-            index = position[row.pop("row_id")]
-            found[index] = Row(**row)
-        return found
+        return {position[row.pop("row_id")]: Row(**row) for row in table.to_pylist()}
 
-    def _write_json(self, name: str, content: dict[str, Any]) -> None:
-        temporary = self.staging / f"{name}.new"
-        with _private(temporary) as file:
-            file.write(json.dumps(content, indent=1).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.staging / name)
-        _sync(self.staging)
-
-    def _stopping(self) -> _Stopping:
-        return _Stopping(self.out)
+    def _stopping(self) -> durable.stopping:
+        return durable.stopping(self.out)
 
 
-class _Stopping:
-    """Turns a failing disk into Stopped, with the words to resume."""
+def lock(out: Path, staging: Path) -> int:
+    """Makes the staging folder and takes its lock; raises UsageError where another run has it."""
+    path = staging / LOCK
+    while True:
+        try:
+            staging.mkdir(mode=0o700, parents=staging.parent == out, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            if out.parent.exists():  # the run that had it removed the folder just now
+                continue
+            raise UsageError(f"{out} cannot be written: there is no {out.parent}") from None
+        except OSError as error:
+            raise UsageError(f"{out} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its folder may have been removed, and made anew by another run, before we got it.
+            if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
+                return fd
+            os.close(fd)
+        except FileNotFoundError:
+            os.close(fd)
+        except BlockingIOError:
+            os.close(fd)
+            raise UsageError(f"another run is writing {out}; wait for it to end") from None
+        except OSError as error:
+            os.close(fd)
+            raise UsageError(
+                f"{out} cannot be locked: {error.strerror}; give a file system that has flock"
+            ) from error
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
 
-    def __enter__(self) -> None:
-        return None
+def compact(out: Path, rows: int) -> tuple[int, int]:
+    """Merges the files of a results folder that have fewer than ``rows`` rows into one.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(value, OSError):
-            raise Stopped(
-                f"writing beside {self.out} failed: {value.strerror or value}; what was published "
-                "is kept. Make room and run the same command to resume"
-            ) from value
+    Returns how many there were and how many rows they have. Raises UsageError where ``out`` is
+    no such folder or a run is writing to it, Stopped where the disk fails.
+    """
+    staging = out / STAGING
+    if not staging.is_dir():
+        raise UsageError(f"{out} is not a folder of results; comit screen INPUT --out {out}/ is")
+    held = lock(out, staging)
+    try:
+        with durable.stopping(out):
+            folder = Folder(out)
+            folder.recover()
+            return folder.compact(rows)
+    finally:
+        os.close(held)
 
 
-def _findings_schema() -> pa.Schema:
+def findings_schema() -> pa.Schema:
+    """Arrow schema of :data:`comit.results.FINDINGS`."""
     import pyarrow as pa
 
     return pa.schema([schema().field(n) for n in FINDINGS])
 
 
-def _private(path: Path) -> Any:
-    """A new file that only its owner may read: staging holds what results hold."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    return os.fdopen(fd, "wb")
+def _take(parquet: Any, wanted: pa.BooleanArray | None, to: BinaryIO) -> None:
+    """Copies the wanted rows in row groups of a shard."""
 
+    def chosen() -> Iterator[pa.RecordBatch]:
+        start = 0
+        for i in range(parquet.num_row_groups):
+            table = parquet.read_row_group(i)
+            if wanted is not None:
+                mask = wanted.slice(start, table.num_rows)
+                start += table.num_rows
+                table = table.filter(mask)
+            yield from table.to_batches()
 
-def _sync(path: Path) -> None:
-    """Makes a file, or the names in a folder, durable."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with durable.parquet(to, parquet.schema_arrow) as writer:
+        for table in rechunk(chosen(), SHARD):
+            writer.write_table(table, row_group_size=SHARD)
+    to.flush()

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 def summary(report: Report) -> list[str]:
     """Lines that close a run: rows, flags, rate, and where the time went."""
     status = report.status
+    stand = f"{report.unchanged:,} items unchanged since an earlier run"
+    if not report.rows:
+        return [f"nothing to screen: {stand} of {report.out}"]
     lines = [
         f"{report.rows:,} rows in {report.out}: {status['ok']:,} ok, "
         f"{status['skipped']:,} skipped, {status['failed']:,} failed"
     ]
+    if report.unchanged:
+        lines.append(f"  beside them {stand}")
     if report.resumed_rows:
         lines.append(f"  {report.resumed_rows:,} of them from an earlier, interrupted run")
     for kind, codes in (("skipped", Skip), ("failed", Fail)):

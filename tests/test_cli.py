@@ -93,7 +93,8 @@ def test_wrong_use_is_one_line_exit_2_and_nothing_overwritten(tmp_path, tiny_mod
     one_line(comit(*screen, no_path), 2, "m.csv", "no column 'path'")
     one_line(comit("screen", pictures, "--out", out, "--model", not_a_model), 2, "bad.onnx")
     one_line(comit(*screen, pictures, "--report", tmp_path / "no" / "r.json"), 2, "r.json")
-    one_line(comit("screen", pictures, "--out", empty, "--model", tiny_model), 2, "is a folder")
+    full = ("screen", pictures, "--out", tmp_path, "--model", tiny_model)
+    one_line(comit(*full), 2, "folder with other files in it")
     one_line(
         comit("screen", pictures, "--out", tmp_path / "no" / "r.parquet", "--model", tiny_model),
         2,

@@ -12,17 +12,17 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import dicoms
 import imagecodecs
 import numpy as np
 import pydicom
 import pytest
-from dicoms import dataset, make, picture, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from comit.bench.faults import dicoms
+from comit.bench.faults.dicoms import dataset, make, picture, write
 from comit.decode import Limits, open_image
 from comit.decode.dicom import DicomImage, is_dicom, open_dicom
 from comit.errors import ItemError

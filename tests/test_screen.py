@@ -17,7 +17,7 @@ from comit.engine import load_engine
 from comit.errors import Stopped, UsageError
 from comit.preprocess import preprocess
 from comit.reasons import Caution, Fail, Skip
-from comit.results import COLUMNS
+from comit.results import COLUMNS, RUN
 from comit.screen import Options, screen
 
 QUIET = Console(quiet=True)
@@ -26,7 +26,12 @@ QUIET = Console(quiet=True)
 def run(source, out, tiny_model, **options):
     options = {"model": tiny_model, "precision": "fp32", **options}
     report = screen(source, out, Options(**options), console=QUIET)
-    return report, {r["path"]: r for r in pq.read_table(out).to_pylist()}
+    return report, {r["path"]: r for r in findings(out)}
+
+
+def findings(out):
+    """The rows of a file without what names the run."""
+    return pq.read_table(out).drop_columns(list(RUN)).to_pylist()
 
 
 def test_scores_masks_and_areas_are_the_engines(tmp_path, tiny_model, pictures):

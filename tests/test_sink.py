@@ -9,13 +9,21 @@ import pytest
 from comit.errors import Stopped, UsageError
 from comit.results import Row
 from comit.sink import Sink
-from comit.source import SHARD, Item, _write
+from comit.source import SHARD, Item, Writer
 
 SETTINGS = {"model": "abc", "masks": "all"}
+METADATA = {"comit_model": "m", "comit_identifiers": "plain"}
 
 
 def lister(n):
-    return lambda to: _write(to, iter(Item(f"id{i}", f"{i}.png", b"%d" % i) for i in range(n)))
+    items = [Item(f"id{i}", f"{i}.png", b"%d" % i) for i in range(n)]
+
+    def enumerate_to(to, paths):
+        with Writer(to, paths) as writer:
+            for start in range(0, n, SHARD):
+                writer.write(items[start : start + SHARD])
+
+    return enumerate_to
 
 
 def row(i: int) -> Row:
@@ -27,7 +35,7 @@ def row(i: int) -> Row:
 def opened(out, n, settings=SETTINGS, **options):
     with Sink(out, **options) as sink:
         sink.list(lister(n))
-        sink.freeze(settings)
+        sink.freeze(settings, METADATA)
         yield sink
 
 
@@ -57,7 +65,7 @@ def test_rows_arrive_in_any_order_and_leave_in_that_of_the_list(tmp_path):
     with opened(out, N) as sink:
         for index, _ in sorted(sink.todo(), reverse=True):
             sink.add(index, row(index))
-        tally = sink.finish({"comit_model": "m"})
+        tally = sink.finish()
     check(out, N)
     assert tally.rows == N and tally.status["ok"] == N
     assert pq.read_schema(out).metadata[b"comit_model"] == b"m"
@@ -71,7 +79,7 @@ def test_a_stopped_run_is_resumed_and_does_no_row_twice(tmp_path, stop_after):
     assert not out.exists()
     with opened(out, N) as sink:
         assert fill(sink) == N - stop_after
-        sink.finish({})
+        sink.finish()
     check(out, N)
 
 
@@ -83,7 +91,7 @@ def test_a_damaged_part_is_done_again(tmp_path):
     part.write_bytes(part.read_bytes()[:-10])
     with opened(out, N) as sink:
         assert fill(sink) == SHARD + 1
-        sink.finish({})
+        sink.finish()
     check(out, N)
 
 
@@ -106,7 +114,7 @@ def test_resuming_with_other_settings_is_refused_by_name(tmp_path):
         pass
     with opened(out, N, {**SETTINGS, "model": "other"}, restart=True) as sink:
         assert fill(sink) == N
-        sink.finish({})
+        sink.finish()
     check(out, N)
 
 
@@ -116,7 +124,8 @@ def test_a_second_run_on_the_same_output_is_refused(tmp_path):
 
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="is a folder"):
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(UsageError, match="folder with other files"):
         Sink(tmp_path)
     with pytest.raises(UsageError, match="cannot be written"):
         Sink(tmp_path / "nowhere" / "r.parquet")
@@ -138,7 +147,7 @@ def test_a_failing_disk_stops_the_run_with_the_words_to_resume(tmp_path, monkeyp
     monkeypatch.setattr(os, "fsync", real)
     with opened(out, N) as sink:
         fill(sink)
-        sink.finish({})
+        sink.finish()
     check(out, N)
 
 
@@ -151,7 +160,7 @@ def test_staging_is_private_and_results_follow_the_umask(tmp_path):
             staging = tmp_path / ".r.parquet.comit"
             assert staging.stat().st_mode & 0o777 == 0o700
             assert all(p.stat().st_mode & 0o077 == 0 for p in staging.glob("part-*"))
-            sink.finish({})
+            sink.finish()
     finally:
         os.umask(before)
     assert out.stat().st_mode & 0o777 == 0o640

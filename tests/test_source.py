@@ -8,16 +8,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from comit.errors import UsageError
+from comit.identifiers import Identifiers
 from comit.reasons import Fail, Skip
-from comit.source import SHARD, read_items, write_worklist
+from comit.source import SHARD, Selection, read_items, write_worklist
 
 
-def items(source: Path, tmp_path: Path, pattern: str = "*", exclude=()):
-    to = tmp_path / "work" / "list.parquet"
-    to.parent.mkdir(exist_ok=True)
-    count = write_worklist(source, to, pattern, exclude)
-    found = read_items(pq.read_table(to))
-    assert len(found) == count == len({i.row_id for i in found})
+def items(source: Path, tmp_path: Path, pattern: str = "*", exclude=(), **selection):
+    """The items of a source; its work list stays in work/list.parquet."""
+    work = tmp_path / "work"
+    work.mkdir(exist_ok=True)
+    chosen = Selection(pattern, tuple(exclude), **selection)
+    with (work / "list.parquet").open("w+b") as to, (work / "paths.parquet").open("w+b") as paths:
+        write_worklist(source, to, paths, chosen)
+    found = read_items(pq.read_table(work / "list.parquet"), pq.read_table(work / "paths.parquet"))
+    assert len(found) == len({i.row_id for i in found})
     return found
 
 
@@ -58,12 +62,16 @@ def test_links_inside_are_visited_once_and_links_outside_are_skipped(tree, tmp_p
     (tree / "loop").symlink_to(tree)
     (tree / "twin.dcm").symlink_to(tree / "b/2.dcm")
     (tree / "z.png").symlink_to(tmp_path / "outside.png")
+    (tree / "y.png").symlink_to(tree / "gone.png")
+    (tree / "x.png").symlink_to(tree / "x.png")
     found = {i.path: i.problem for i in items(tree, tmp_path)}
     assert found == {
         "a.jpg": None,
         "b/1.png": None,
         "b/2.dcm": None,
         "c/d/e.dcm": None,
+        "x.png": Fail.VANISHED,
+        "y.png": Fail.VANISHED,
         "z.png": Skip.OUTSIDE_ROOT,
     }
 
@@ -170,3 +178,47 @@ def test_what_is_not_parquet_is_refused_by_name(tmp_path):
     (tmp_path / "m.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(UsageError, match=r"m\.parquet is not a Parquet or CSV table"):
         items(tmp_path / "m.parquet", tmp_path)
+
+
+def test_a_path_that_leaves_the_manifests_folder_by_dots_is_not_opened(tmp_path):
+    paths = ["a/../b.png", "../up.png", "a/../../up.png", "/abs/../x.png", "..hidden.png"]
+    found = items(write(tmp_path / "m.parquet", path=paths), tmp_path)
+    outside = Skip.OUTSIDE_ROOT
+    assert [i.problem for i in found] == [None, outside, outside, None, None]
+
+
+def test_nothing_that_a_manifest_says_leads_out_of_its_root(tmp_path):
+    root = tmp_path / "root"
+    (root / "in").mkdir(parents=True)
+    (root / "in" / "link").symlink_to("/etc")
+    paths = ["in/a.png", "in/link/passwd", "/etc/passwd", "in/../../x", str(root / "b.png")]
+    found = items(write(tmp_path / "m.parquet", path=paths), tmp_path, root=root)
+    outside = Skip.OUTSIDE_ROOT
+    assert [i.problem for i in found] == [None, outside, outside, outside, None]
+    assert found[0].file == os.fsencode(root / "in/a.png")
+    with pytest.raises(UsageError, match="a root is for the paths of a manifest"):
+        items(root, tmp_path, root=root)
+
+
+def test_columns_of_extension_types_are_passed_through_as_what_they_store(tmp_path):
+    table = pa.table({"path": ["a"]})
+    uuids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16], pa.binary(16)))
+    pq.write_table(table.append_column("u", uuids), tmp_path / "m.parquet")
+    assert len(items(tmp_path / "m.parquet", tmp_path)) == 1
+    listed = pq.read_table(tmp_path / "work" / "list.parquet")
+    assert listed.schema.field("u").type == pa.binary(16)
+    assert listed["u"].to_pylist() == [b"0" * 16]
+
+
+def test_hidden_identifiers_are_nowhere_in_the_list(tmp_path):
+    secret = Identifiers("hashed", b"k" * 16)
+    manifest = write(
+        tmp_path / "m.parquet", path=["Doe/1.png"], id=["Doe 1"], who=["Doe"], ward=[7]
+    )
+    (item,) = items(manifest, tmp_path, identifiers=secret, keep=("ward",))
+    assert item.file == os.fsencode(tmp_path / "Doe/1.png")
+    listed = pq.read_table(tmp_path / "work" / "list.parquet")
+    assert "Doe" not in str(listed.to_pydict())
+    assert listed["ward"].to_pylist() == [7]
+    with pytest.raises(UsageError, match="no column 'bed' to keep"):
+        items(manifest, tmp_path, identifiers=secret, keep=("bed",))

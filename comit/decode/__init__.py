@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ from comit.preprocess import Presentation
 from comit.reasons import Caution, Fail, Skip
 
 Samples = NDArray[np.generic]
+ViewPolicy = Literal["strict", "tagged", "all"]
+VIEW_POLICIES: tuple[ViewPolicy, ...] = ("strict", "tagged", "all")
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,11 @@ class Image(ABC):
         return out
 
 
-def open_image(data: bytes, limits: Limits | None = None) -> Image:
+def open_image(data: bytes, limits: Limits | None = None, policy: ViewPolicy = "tagged") -> Image:
     """Opens a DICOM, PNG or JPEG file by its content; the name does not matter.
+
+    ``policy`` says what is taken for a frontal chest radiograph: ``strict``, where tags say so;
+    ``tagged``, where they do not say otherwise; ``all``, any radiograph whatever it shows.
 
     Raises ItemError: ``unsupported_format`` for anything else, and what its reader finds.
     """
@@ -78,12 +84,12 @@ def open_image(data: bytes, limits: Limits | None = None) -> Image:
     if data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
         from comit.decode.raster import open_raster
 
-        return open_raster(data, limits)
+        return open_raster(data, limits, policy)
     from comit.decode.dicom import is_dicom, open_dicom
 
     if not is_dicom(data):
         raise ItemError(Skip.UNSUPPORTED_FORMAT)
-    return open_dicom(data, limits)
+    return open_dicom(data, limits, policy)
 
 
 def check_size(height: int, width: int, limits: Limits) -> None:

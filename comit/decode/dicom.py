@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.decode import Image, Limits, Samples, check_size
+from comit.decode import Image, Limits, Samples, ViewPolicy, check_size
 from comit.decode.codecs import (
     SYNTAXES,
     Codec,
@@ -104,24 +104,24 @@ class DicomImage(Image):
         return np.asarray(np.rint(rgb @ weights), self.dtype)
 
 
-def open_dicom(data: bytes, limits: Limits) -> DicomImage:
+def open_dicom(data: bytes, limits: Limits, policy: ViewPolicy = "tagged") -> DicomImage:
     """Reads the header. What is left out on purpose is in ``skip``, which comes before faults.
 
     Raises ItemError for a header that cannot be read, and where nothing is to be skipped, for
     pixels that are missing, do not fit the header, or cannot be decoded by what is installed.
     """
     with quiet():  # pydicom converts values when they are asked for, and comments on them
-        return _open(data, limits)
+        return _open(data, limits, policy)
 
 
-def _open(data: bytes, limits: Limits) -> DicomImage:
+def _open(data: bytes, limits: Limits, policy: ViewPolicy) -> DicomImage:
     header = read_header(data)
     fmt = read_format(header)
     # PS3.10 7.1: without file meta the syntax is the reader's guess; a stream shows its own.
     uid = header.uid(0x00020010)
     codec = SYNTAXES.get(uid) if uid else (None if header.pixels_length == UNDEFINED else NATIVE)
     colour = fmt.samples != 1 or fmt.photometric == PALETTE
-    skip, view, warnings = judge(header, fmt.frames, colour)
+    skip, view, warnings = judge(header, fmt.frames, colour, policy)
     presentation, more = read_presentation(header, fmt)
     image = DicomImage(
         height=fmt.rows,

@@ -249,9 +249,9 @@ def _read(data: bytes) -> Header:
     else:
         elements = read_dataset(stream, False, True, stop_when=stop, specific_tags=tags)
         is_little = True
-    if not found and not len(elements):
-        raise ItemError(Fail.NOT_DICOM)
     has_meta = preamble and "TransferSyntaxUID" in meta
+    if not found and not len(elements):
+        raise ItemError(Fail.TRUNCATED if has_meta else Fail.NOT_DICOM)
     tag, vr, start, length = found[0] if found else (None, None, len(body), 0)
     return Header(elements, meta, body, tag, vr, start, length, not is_little, has_meta)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from comit.decode import ViewPolicy
 from comit.decode.header import Header
 from comit.reasons import Caution, Skip
 
@@ -92,9 +93,10 @@ class Verdict(NamedTuple):
     warnings: tuple[Caution, ...]
 
 
-def judge(header: Header, frames: int, is_colour: bool) -> Verdict:
+def judge(header: Header, frames: int, is_colour: bool, policy: ViewPolicy = "tagged") -> Verdict:
     """The first reason to leave the file out, in the order of the members of Skip."""
-    view, warnings = find_view(header), []
+    view = find_view(header)
+    warnings: list[Caution] = []
     sop_class = header.uid(SOP_CLASS) or header.uid(0x00020002) or ""
     if any(sop_class == c or sop_class.startswith(c + ".") for c in NOT_IMAGES):
         return Verdict(Skip.SOP_CLASS, view, ())
@@ -107,12 +109,18 @@ def judge(header: Header, frames: int, is_colour: bool) -> Verdict:
     elif modality not in RADIOGRAPHS | UNSPECIFIC:
         return Verdict(Skip.MODALITY, view, ())
     if region is False:
-        return Verdict(Skip.ANATOMY, view, ())
+        if policy != "all":
+            return Verdict(Skip.ANATOMY, view, ())
+        warnings.append(Caution.OTHER_ANATOMY)
     if view is not None and view not in FRONTAL:
-        return Verdict(Skip.VIEW, view, ())
+        if policy != "all":
+            return Verdict(Skip.VIEW, view, ())
+        warnings.append(Caution.OTHER_VIEW)
     if frames > 1:
         return Verdict(Skip.MULTI_FRAME, view, ())
     if region is None or view is None:
+        if policy == "strict":
+            return Verdict(Skip.UNVERIFIED_VIEW, view, ())
         warnings.append(Caution.UNVERIFIED_VIEW)
     if header.word(0x00280301) == "YES":  # BurnedInAnnotation
         warnings.append(Caution.BURNED_IN)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.decode import Image, Limits, Samples, check_size, jpeg
+from comit.decode import Image, Limits, Samples, ViewPolicy, check_size, jpeg
 from comit.errors import ItemError
 from comit.reasons import Caution, Fail, Skip
 
@@ -64,7 +64,7 @@ class RasterImage(Image):
         return grey
 
 
-def open_raster(data: bytes, limits: Limits) -> RasterImage:
+def open_raster(data: bytes, limits: Limits, policy: ViewPolicy = "tagged") -> RasterImage:
     """Reads the structure of a PNG or JPEG file; raises ItemError where it is broken.
 
     OpenCV fills what is missing from a damaged PNG and reports nothing, so completeness and the
@@ -85,7 +85,8 @@ def open_raster(data: bytes, limits: Limits) -> RasterImage:
         ):
             raise ItemError(Fail.DECODE)
     check_size(height, width, limits)
-    warnings = [Caution.UNVERIFIED_VIEW]
+    skip = Skip.UNVERIFIED_VIEW if policy == "strict" else None  # these files have no tags
+    warnings = [] if skip else [Caution.UNVERIFIED_VIEW]
     if exif is not None and _exif_orientation(exif) not in (None, 1):
         warnings.append(Caution.ORIENTATION)
     return RasterImage(
@@ -93,7 +94,7 @@ def open_raster(data: bytes, limits: Limits) -> RasterImage:
         width=width,
         dtype=np.dtype(np.uint16 if depth > 8 else np.uint8),
         frames=frames,
-        skip=Skip.MULTI_FRAME if frames > 1 else None,
+        skip=Skip.MULTI_FRAME if frames > 1 else skip,
         warnings=warnings,
         data=data,
         frame=frame,

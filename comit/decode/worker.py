@@ -15,6 +15,7 @@ parent takes the pixels out of the other.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import signal
@@ -27,11 +28,12 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import numpy as np
+from imagecodecs import deflate_crc32
 
-from comit.decode import Image, Limits, open_image
+from comit.decode import Image, Limits, ViewPolicy, open_image
 from comit.errors import ItemError
 from comit.preprocess import SIZE, preprocess
-from comit.reasons import Fail
+from comit.reasons import Fail, Skip
 
 AHEAD = 2  # items a process has at once: the next waits in its pipe while it decodes
 SLOT = 2**20  # bytes of a slot: 1024 x 1024 of 8 bits; a grid takes 200,704
@@ -59,12 +61,16 @@ class Done(NamedTuple):
     sop_instance_uid: str | None = None
     series_instance_uid: str | None = None
     study_instance_uid: str | None = None
+    file_size: int | None = None  # bytes read; the next two with it, null where nothing was
+    file_mtime: int | None = None  # microseconds since 1970
+    file_crc32: int | None = None
     seconds: float = 0.0  # of this process: reading, decoding, preprocessing
 
 
 def main() -> None:
-    """Serves items until the pipe closes. Arguments: pipe, ring, its size, slots, limits."""
-    pipe, ring, size, slots, *limits = (int(a) for a in sys.argv[1:])
+    """Serves items until the pipe closes. Arguments: pipe, ring, its size, slots; JSON."""
+    pipe, ring, size, slots = (int(a) for a in sys.argv[1:5])
+    policy, limits = json.loads(sys.argv[5])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     warnings.simplefilter("ignore")  # pydicom's quote header values, which name patients
     import cv2
@@ -77,7 +83,7 @@ def main() -> None:
         parent = Parent(connection, memory, slots)
         while True:
             index, file = parent.next_item()
-            connection.send(_process(index, file, Limits(*limits), parent))
+            connection.send(_process(index, file, Limits(**limits), policy, parent))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
 
@@ -110,14 +116,16 @@ class Parent:
         return int(message)
 
 
-def _process(index: int, file: bytes, limits: Limits, parent: Parent) -> Done:
+def _process(index: int, file: bytes, limits: Limits, policy: ViewPolicy, parent: Parent) -> Done:
     started, waited = time.perf_counter(), 0.0
+    contents = Contents()
     image: Image | None = None
     reason: str | None = None
     voi: str | None = None
     found: list[str] = []
     try:
-        image = open_image(read_file(file, limits.file_bytes), limits)
+        contents = read_file(file, limits.file_bytes)
+        image = open_image(contents.data, limits, policy)
         if image.skip is not None:
             reason = image.skip
         else:
@@ -135,7 +143,14 @@ def _process(index: int, file: bytes, limits: Limits, parent: Parent) -> Done:
         reason = error.reason
     except Exception:  # a decoder's own error or no memory; its text may hold header values
         reason = Fail.CRASH
-    done = Done(index, reason and str(reason), seconds=time.perf_counter() - started - waited)
+    done = Done(
+        index,
+        reason and str(reason),
+        file_size=contents.size,
+        file_mtime=contents.mtime,
+        file_crc32=contents.crc32,
+        seconds=time.perf_counter() - started - waited,
+    )
     if image is None:
         return done
     return done._replace(
@@ -150,14 +165,23 @@ def _process(index: int, file: bytes, limits: Limits, parent: Parent) -> Done:
     )
 
 
-def read_file(file: bytes, limit: int) -> bytes:
-    """All bytes of a regular file; raises ItemError. A FIFO is never waited for."""
+class Contents(NamedTuple):
+    """What was read of a file, and what tells whether it has changed since."""
+
+    data: bytes = b""
+    size: int | None = None  # bytes
+    mtime: int | None = None  # microseconds since 1970
+    crc32: int | None = None  # ISO/IEC 13239; tells two files of one SOPInstanceUID apart
+
+
+def read_file(file: bytes, limit: int) -> Contents:
+    """All bytes of a regular file; raises ItemError. A FIFO or a device is never opened."""
     try:
+        if not stat.S_ISREG(os.stat(file).st_mode):  # noqa: PTH116 (bytes)
+            raise ItemError(Skip.NOT_A_FILE)
         fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb") as stream:  # noqa: PTH123
             before = os.fstat(fd)
-            if not stat.S_ISREG(before.st_mode):
-                raise ItemError(Fail.READ_ERROR)
             if before.st_size > limit:
                 raise ItemError(Fail.TOO_LARGE)
             data = stream.read(before.st_size + 1)  # one more shows a file that grows
@@ -170,4 +194,5 @@ def read_file(file: bytes, limit: int) -> bytes:
         raise ItemError(Fail.READ_ERROR) from None
     if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
         raise ItemError(Fail.CHANGED)
-    return data
+    crc32 = deflate_crc32(data)
+    return Contents(data, before.st_size, before.st_mtime_ns // 1000, crc32)

@@ -4,30 +4,37 @@ The work list is a Parquet file of one row an item, in row groups of :data:`SHAR
 run reads it shard by shard however many items there are:
 
     row_id   hash of the relative path's bytes, or the manifest's id
-    path     as results show it; bytes that are not UTF-8 appear as \\xNN
-    file     the bytes of the path to open
+    path     as results show it: bytes that are not UTF-8 as \\xNN, a hash, or null
+    size     bytes, when it was listed; null where that is not known
+    mtime    microseconds since 1970, likewise
     problem  a reason known before the file is opened, or null
     ...      the manifest's other columns
+
+Beside it goes a second one, row for row, with the one column ``file``: the bytes of the path to
+open. It is apart because only with ``--identifiers plain`` may it touch a disk.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from comit import durable
 from comit.errors import UsageError
+from comit.identifiers import Identifiers
 from comit.reasons import REASONS, Fail, Skip
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SHARD = 512  # rows of one part: what a kill -9 can cost
-OWN_COLUMNS = ("row_id", "path", "file", "problem")
+OWN_COLUMNS = ("row_id", "path", "size", "mtime", "problem")
 PARQUET_MAGIC = b"PAR1"
 
 
@@ -36,40 +43,83 @@ class Item:
     """One input, exactly one row of the results."""
 
     row_id: str
-    path: str
+    path: str | None
     file: bytes
+    size: int | None = None
+    mtime: int | None = None
     problem: Skip | Fail | None = None
 
 
-def write_worklist(source: Path, to: Path, pattern: str, exclude: Iterable[Path]) -> int:
-    """Enumerates ``source`` into the work list ``to``; returns the number of items.
+@dataclass(frozen=True)
+class Selection:
+    """Which items, and what the work list may say of them."""
 
-    ``pattern`` filters names under a folder; ``exclude`` are paths of ours to leave out. Raises
-    UsageError where there is nothing to screen or the manifest cannot be used.
+    pattern: str = "*"  # names to take of a folder
+    exclude: tuple[Path, ...] = ()  # paths of ours inside the folder
+    identifiers: Identifiers = Identifiers()
+    keep: tuple[str, ...] = ()  # manifest columns that may be passed through unless plain
+    root: Path | None = None  # where a manifest's paths begin, and what they may not leave
+
+
+def write_worklist(
+    source: Path, to: BinaryIO, files: BinaryIO, selection: Selection = Selection()
+) -> None:
+    """Enumerates ``source`` into the work list ``to`` and the paths to open, ``files``.
+
+    Raises UsageError where there is nothing to screen or the manifest cannot be used.
     """
     from comit.source import folder, manifest
 
-    if source.is_dir():
-        return _write(to, folder.items(source, pattern, exclude))
     if not source.exists():
         raise UsageError(f"{source} does not exist; give a folder, an image or a manifest")
-    if manifest.is_manifest(source):
-        return manifest.write(source, to)
-    file = os.fsencode(source)
-    return _write(to, iter([Item(row_id(file), display(file), file)]))
-
-
-def _write(to: Path, items: Iterator[Item]) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    count = 0
-    with pq.ParquetWriter(to, worklist_schema()) as writer:
+    if source.is_file() and manifest.is_manifest(source):
+        manifest.write(source, to, files, selection)
+        return
+    if selection.root is not None:
+        raise UsageError(f"a root is for the paths of a manifest, and {source} is none")
+    if source.is_dir():
+        items = folder.items(source, selection)
+    else:
+        name = os.fsencode(source)
+        items = iter([item(name, name, selection.identifiers)])
+    with Writer(to, files) as writer:
         while chunk := list(islice(items, SHARD)):
-            columns = [[getattr(item, name) for item in chunk] for name in OWN_COLUMNS]
-            writer.write_table(pa.table(columns, schema=worklist_schema()), row_group_size=SHARD)
-            count += len(chunk)
-    return count
+            writer.write(chunk)
+
+
+class Writer:
+    """Writes both halves of a work list, a row group a call."""
+
+    def __init__(self, to: BinaryIO, files: BinaryIO, passed: Sequence[pa.Field] = ()) -> None:
+        import pyarrow as pa
+
+        self._own = worklist_schema()
+        self._schema = pa.schema([*self._own, *passed])
+        self._files_schema = files_schema()
+        self._closing = ExitStack()
+        self._list = self._closing.enter_context(durable.parquet(to, self._schema))
+        self._files = self._closing.enter_context(durable.parquet(files, self._files_schema))
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._closing.__exit__(kind, value, traceback)
+
+    def write(self, items: list[Item], passed: Sequence[pa.ChunkedArray] = ()) -> None:
+        """Appends at most :data:`SHARD` items, with their values of the passed columns."""
+        import pyarrow as pa
+
+        own = [pa.array([getattr(i, f.name) for i in items], f.type) for f in self._own]
+        self._list.write_table(pa.table([*own, *passed], schema=self._schema), row_group_size=SHARD)
+        self._files.write_table(
+            pa.table([[i.file for i in items]], schema=self._files_schema), row_group_size=SHARD
+        )
 
 
 def worklist_schema() -> pa.Schema:
@@ -80,24 +130,75 @@ def worklist_schema() -> pa.Schema:
         [
             pa.field("row_id", pa.string(), nullable=False),
             pa.field("path", pa.string()),
-            pa.field("file", pa.binary(), nullable=False),
+            pa.field("size", pa.int64()),
+            pa.field("mtime", pa.int64()),
             pa.field("problem", pa.string()),
         ]
     )
 
 
-def read_items(table: pa.Table) -> list[Item]:
-    """The items of one shard of the work list."""
-    rows: list[dict[str, Any]] = table.select(OWN_COLUMNS).to_pylist()
-    return [Item(r["row_id"], r["path"], r["file"], REASONS.get(r["problem"])) for r in rows]
+def files_schema() -> pa.Schema:
+    """The other half: null where an item of the frozen list is not found any more."""
+    import pyarrow as pa
+
+    return pa.schema([pa.field("file", pa.binary())])
 
 
-def row_id(name: bytes, occurrence: int = 0) -> str:
-    """32 hex digits of a path's bytes; later occurrences of one path in a manifest differ."""
-    seed = name if not occurrence else name + b"\0%d" % occurrence
-    return hashlib.blake2b(seed, digest_size=16).hexdigest()
+def read_items(work: pa.Table, files: pa.Table) -> list[Item]:
+    """The items of one shard; one without a file to open has vanished."""
+    rows: list[dict[str, Any]] = work.select(OWN_COLUMNS).to_pylist()
+    return [
+        Item(
+            r["row_id"],
+            r["path"],
+            file or b"",
+            r["size"],
+            r["mtime"],
+            REASONS.get(r["problem"]) if file is not None else Fail.VANISHED,
+        )
+        for r, file in zip(rows, files["file"].to_pylist(), strict=True)
+    ]
 
 
-def display(name: bytes) -> str:
-    """A path's bytes as text; what is not UTF-8 is escaped."""
-    return name.decode("utf-8", "backslashreplace")
+def item(
+    file: bytes,
+    name: bytes,
+    identifiers: Identifiers,
+    problem: Skip | Fail | None = None,
+    known: os.stat_result | None = None,
+) -> Item:
+    """The item of a file that is called ``name`` in the results."""
+    size, mtime = stamp(file, known)
+    return Item(identifiers.row_id(name), identifiers.path(name), file, size, mtime, problem)
+
+
+def stamp(file: bytes, known: os.stat_result | None = None) -> tuple[int | None, int | None]:
+    """Bytes and microseconds since 1970 of a file's last change: what tells it has changed."""
+    try:
+        found = known or os.stat(file)  # noqa: PTH116 (bytes)
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return None, None
+    return found.st_size, found.st_mtime_ns // 1000
+
+
+def unlike(names: Iterable[str], taken: Iterable[str]) -> list[str]:
+    """Names with ``manifest_`` before those that are taken."""
+    reserved = set(taken)
+    return [f"manifest_{n}" if n in reserved else n for n in names]
+
+
+def rechunk(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """Tables of exactly ``size`` rows, the last one shorter."""
+    import pyarrow as pa
+
+    held: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        held.append(batch)
+        rows += batch.num_rows
+        while rows >= size:
+            table = pa.Table.from_batches(held)
+            yield table.slice(0, size)
+            held, rows = table.slice(size).to_batches(), rows - size
+    if rows:
+        yield pa.Table.from_batches(held)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from comit.errors import UsageError
 from comit.reasons import Fail, Skip
-from comit.source import Item, display, row_id
+from comit.source import Item, Selection, item
 
 
-def items(root: Path, pattern: str, exclude: Iterable[Path]) -> Iterator[Item]:
-    """Yields an item for each file under ``root`` whose name matches ``pattern``.
+def items(root: Path, selection: Selection) -> Iterator[Item]:
+    """Yields an item for each file under ``root`` whose name matches the selection's pattern.
 
     A link to something inside the folder is not followed: its target is visited by itself, so a
-    loop ends and nothing is screened twice. A link that leads outside, a device and a folder that
-    may not be read are items with a problem. Raises UsageError where nothing matches.
+    loop ends and nothing is screened twice. A link that leads outside or nowhere, a device and a
+    folder that may not be read are items with a problem. Raises UsageError where nothing matches.
     """
     top = os.fsencode(root)
     real = os.path.realpath(top)
-    left_out = {os.fsencode(p.resolve()) for p in exclude}
+    pattern = selection.pattern
+    left_out = {os.fsencode(p.resolve()) for p in selection.exclude}
+
+    def found_at(path: bytes, problem: Skip | Fail | None, known: os.stat_result | None) -> Item:
+        return item(path, os.path.relpath(path, top), selection.identifiers, problem, known)
+
     found = False
     pending = [top]
     while pending:
@@ -33,33 +38,41 @@ def items(root: Path, pattern: str, exclude: Iterable[Path]) -> Iterator[Item]:
             if directory == top:
                 raise UsageError(f"{root} cannot be read: {error.strerror}") from error
             found = True
-            yield _item(top, directory, _os_problem(error))
+            yield found_at(directory, _os_problem(error), None)
             continue
         below = []
+        here = os.path.realpath(directory)
         for entry in entries:
-            if left_out and os.path.realpath(entry.path) in left_out:
+            if os.path.join(here, entry.name) in left_out:  # noqa: PTH118
                 continue
+            problem: Skip | Fail | None = None
             if entry.is_symlink():
-                if _inside(os.path.realpath(entry.path), real):
+                if not _inside(os.path.realpath(entry.path), real):
+                    problem = Skip.OUTSIDE_ROOT
+                elif os.path.exists(entry.path):  # noqa: PTH110
                     continue
-                problem: Skip | Fail | None = Skip.OUTSIDE_ROOT
+                else:  # it leads nowhere, or to itself
+                    problem = Fail.VANISHED
             elif entry.is_dir(follow_symlinks=False):
                 below.append(entry.path)
                 continue
-            else:
-                problem = None if entry.is_file(follow_symlinks=False) else Skip.NOT_A_FILE
-            if fnmatchcase(display(entry.name), pattern):
+            elif not entry.is_file(follow_symlinks=False):
+                problem = Skip.NOT_A_FILE
+            if fnmatchcase(entry.name.decode("utf-8", "backslashreplace"), pattern):
                 found = True
-                yield _item(top, entry.path, problem)
+                yield found_at(entry.path, problem, _stat(entry))
         pending.extend(reversed(below))
     if not found:
         matching = "" if pattern == "*" else f" that match {pattern!r}"
         raise UsageError(f"{root} holds no files{matching}")
 
 
-def _item(top: bytes, path: bytes, problem: Skip | Fail | None) -> Item:
-    relative = os.path.relpath(path, top)
-    return Item(row_id(relative), display(relative), path, problem)
+def _stat(entry: os.DirEntry[bytes]) -> os.stat_result | None:
+    """Of the entry itself: what lies behind a link that leads outside is not looked at."""
+    try:
+        return entry.stat(follow_symlinks=False)
+    except OSError:
+        return None
 
 
 def _inside(path: bytes, root: bytes) -> bool:

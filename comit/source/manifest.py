@@ -1,8 +1,10 @@
 """A Parquet or CSV table with a column ``path``: every row an item, other columns passed through.
 
-``path`` is relative to the manifest's folder, or absolute. ``id``, where there is one, becomes
-``row_id`` and must be unique. A column with a name that results use themselves is passed through
-as ``manifest_NAME``.
+``path`` is relative to the manifest's folder and may not leave it by ``..``, or absolute. With a
+root it is relative to that, and what leads out of it in any way is not opened. ``id``, where there
+is one, becomes ``row_id`` and must be unique. A column with a name that results use themselves is
+passed through as ``manifest_NAME``. Unless identifiers are plain, only columns that the user names
+to be kept are passed through: any other may hold a name.
 """
 
 from __future__ import annotations
@@ -11,11 +13,21 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from comit.errors import UsageError
-from comit.reasons import Fail
-from comit.source import OWN_COLUMNS, PARQUET_MAGIC, SHARD, display, row_id, worklist_schema
+from comit.reasons import Fail, Skip
+from comit.source import (
+    OWN_COLUMNS,
+    PARQUET_MAGIC,
+    SHARD,
+    Item,
+    Selection,
+    Writer,
+    rechunk,
+    stamp,
+    unlike,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,50 +44,77 @@ def is_manifest(path: Path) -> bool:
         return False
 
 
-def write(manifest: Path, to: Path) -> int:
-    """Writes the work list of ``manifest`` to ``to``; returns the number of rows."""
+def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -> None:
+    """Writes the work list of ``manifest``; raises UsageError naming file, row and column."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from comit.results import COLUMNS
 
     schema, batches = _open(manifest)
-    names = [n for n in schema.names if n not in ("path", "id")]
-    renamed = [f"manifest_{n}" if n in (*COLUMNS, *OWN_COLUMNS) else n for n in names]
-    passed = [schema.field(n).with_name(r) for n, r in zip(names, renamed, strict=True)]
+    identifiers, names = selection.identifiers, [n for n in schema.names if n not in ("path", "id")]
+    if identifiers.mode != "plain":
+        if unknown := [n for n in selection.keep if n not in names]:
+            raise UsageError(f"{manifest} has no column {unknown[0]!r} to keep")
+        names = [n for n in names if n in selection.keep]
+    renamed = unlike(names, (*COLUMNS, *OWN_COLUMNS))
     if duplicates := [n for n, k in Counter(renamed).items() if k > 1]:
         raise UsageError(f"{manifest} has two columns that both become {duplicates[0]!r}")
-    combined = pa.schema([*worklist_schema(), *passed])
+    passed = [_plain(schema.field(n)).with_name(r) for n, r in zip(names, renamed, strict=True)]
     seen: dict[str, int] = {}
     occurrences: Counter[bytes] = Counter()
-    base, count = os.fsencode(manifest.parent), 0
-    with pq.ParquetWriter(to, combined) as writer:
-        for table in _rechunk(batches, SHARD):
+    base, count = os.fsencode(selection.root or manifest.parent), 0
+    jail = os.path.realpath(base) if selection.root else None
+    with Writer(to, files, passed) as writer:
+        for table in rechunk(batches, SHARD):
             paths = table["path"].cast(pa.string()).to_pylist()
             ids = table["id"].cast(pa.string()).to_pylist() if "id" in schema.names else None
-            columns: list[list[object]] = [[], [], [], []]
+            items = []
             for i, path in enumerate(paths):
-                name = os.fsencode(path) if path is not None else b""
-                identity = ids[i] if ids else row_id(name, occurrences[name])
-                occurrences[name] += ids is None
-                if identity is None:
+                name = os.fsencode(path) if path else b""
+                if ids is None:
+                    identity = identifiers.row_id(name, occurrences[name])
+                    occurrences[name] += 1
+                elif ids[i] is None:
                     raise UsageError(f"{manifest}: row {count + i} has no id")
+                else:
+                    identity = identifiers.given(ids[i])
                 if (first := seen.setdefault(identity, count + i)) != count + i:
                     raise UsageError(f"{manifest}: rows {first} and {count + i} have the same id")
-                problem = str(Fail.NULL_PATH) if not path else None
-                for column, value in zip(
-                    columns,
-                    (identity, path and display(name), os.path.join(base, name), problem),  # noqa: PTH118
-                    strict=True,
-                ):
-                    column.append(value)
-            arrays = [pa.array(c, f.type) for c, f in zip(columns, worklist_schema(), strict=True)]
-            arrays += [table[n] for n in names]
-            writer.write_table(pa.table(arrays, schema=combined), row_group_size=SHARD)
+                file = os.path.join(base, name)  # noqa: PTH118 (bytes)
+                problem: Skip | Fail | None = None if path else Fail.NULL_PATH
+                if path and _leaves(base, name, jail):
+                    problem = Skip.OUTSIDE_ROOT
+                known = stamp(file) if problem is None else (None, None)
+                shown = identifiers.path(name) if path else path
+                items.append(Item(identity, shown, file, *known, problem))
+            writer.write(items, [_storage(table[n]) for n in names])
             count += len(paths)
     if not count:
         raise UsageError(f"{manifest} has no rows")
-    return count
+
+
+def _leaves(base: bytes, name: bytes, jail: bytes | None) -> bool:
+    """Whether a path leads out of where it may: by ``..``, or with a root in any way at all."""
+    if jail is not None:
+        real = os.path.realpath(os.path.join(base, name))  # noqa: PTH118 (bytes)
+        return os.path.commonpath([jail, real]) != jail
+    return not os.path.isabs(name) and os.path.normpath(name).split(b"/")[0] == b".."  # noqa: PTH117
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """A field without an extension type: code behind such a type's name is never called."""
+    import pyarrow as pa
+
+    kind = field.type
+    return field.with_type(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else field
+
+
+def _storage(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    import pyarrow as pa
+
+    if not isinstance(column.type, pa.BaseExtensionType):
+        return column
+    return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
 
 
 def _open(manifest: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -107,20 +146,3 @@ def _open(manifest: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise UsageError(f"{manifest}: column 'path' is {kind}; it must hold text")
     return schema, batches
-
-
-def _rechunk(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """Tables of exactly ``size`` rows, the last one shorter."""
-    import pyarrow as pa
-
-    held: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in batches:
-        held.append(batch)
-        rows += batch.num_rows
-        while rows >= size:
-            table = pa.Table.from_batches(held)
-            yield table.slice(0, size)
-            held, rows = table.slice(size).to_batches(), rows - size
-    if rows:
-        yield pa.Table.from_batches(held)

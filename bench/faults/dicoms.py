@@ -1,4 +1,4 @@
-"""Small DICOM files made for tests: a chest radiograph, unless told otherwise."""
+"""Small DICOM files to try a reader with: a chest radiograph, unless told otherwise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def picture(rows: int = 96, columns: int = 80, bits: int = 12) -> NDArray[np.uin
     y, x = np.mgrid[0:rows, 0:columns]
     waves = np.sin(y / 9) * np.cos(x / 7) + 0.1 * random.standard_normal((rows, columns))
     waves = (waves - waves.min()) / (waves.max() - waves.min()) * ((1 << bits) - 1)
-    return np.rint(waves).astype(np.uint16)
+    stored: NDArray[np.uint16] = np.rint(waves).astype(np.uint16)
+    return stored
 
 
 def dataset(pixels: NDArray[Any] | None = None, bits: int = 12, **tags: Any) -> Dataset:

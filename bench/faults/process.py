@@ -1,0 +1,67 @@
+"""The command line as a process: started, watched, killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from comit.bench.memory import family, proportional
+
+NULL = (sys.executable, "-m", "comit.bench.null")
+COMIT = (sys.executable, "-m", "comit")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    exit_code: int
+    said: str  # standard error
+    seconds: float
+    peak_bytes: int  # proportional set size with all children, at its highest
+
+
+def run(
+    arguments: Sequence[object],
+    program: Sequence[str] = NULL,
+    kill_after: float | None = None,
+    signal: int = 9,
+    env: dict[str, str] | None = None,
+) -> Ended:
+    """Runs a command to its end, or sends it ``signal`` after ``kill_after`` seconds."""
+    started, peak = time.monotonic(), 0
+    with subprocess.Popen(
+        [*program, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(env or {})},
+    ) as process:
+        try:
+            said = process.communicate(timeout=kill_after)[1] if kill_after is not None else None
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal)
+            said = None
+        while process.poll() is None and kill_after is None:
+            peak = max(peak, sum(map(proportional, family(process.pid))))
+            time.sleep(0.1)
+        if said is None:
+            said = process.communicate()[1]
+    return Ended(process.returncode, said, time.monotonic() - started, peak)
+
+
+def orphans(marker: str) -> int:
+    """Processes that go on with ``marker`` in their command line or environment."""
+    found = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                found += marker.encode() in (entry / "environ").read_bytes()
+            except OSError:
+                continue
+    return found

@@ -1,0 +1,125 @@
+"""Changes on disk that survive a power cut, whole or not at all.
+
+Everything comit commits goes through here: a new file is private, is synced before it gets its
+name, and the folder is synced after.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from comit.errors import Stopped
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+# What link(2) says where the file system has no hard links: FAT, exFAT, SMB, some FUSE.
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+def create(path: Path) -> BinaryIO:
+    """A new file that only its owner may read, in place of one that a killed run left."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    return os.fdopen(fd, "w+b")
+
+
+def finish(file: BinaryIO) -> None:
+    """Makes the content of an open file durable."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Makes a file, or the names in a folder, durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def publish(temporary: Path, to: Path) -> None:
+    """Gives a durable file its name; raises FileExistsError where something has it.
+
+    By link(2), which cannot overwrite. Where the file system has no hard links, by a rename after
+    a look: the lock that every writer holds keeps others out between the two.
+    """
+    try:
+        os.link(temporary, to)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if to.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        replace(temporary, to)
+        return
+    temporary.unlink()
+    sync(to.parent)
+
+
+def replace(temporary: Path, to: Path) -> None:
+    """Renames a durable file over ``to``: readers see the old one or the new one."""
+    temporary.replace(to)
+    sync(to.parent)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a private JSON file, whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    with create(temporary) as file:
+        file.write(json.dumps(content, indent=1).encode())
+        finish(file)
+    replace(temporary, path)
+
+
+@contextmanager
+def parquet(
+    file: BinaryIO, schema: pa.Schema, compression: str = "snappy"
+) -> Iterator[pq.ParquetWriter]:
+    """A writer whose footer is written only if all went well."""
+    import pyarrow.parquet as pq
+
+    writer = pq.ParquetWriter(file, schema, compression=compression)
+    try:
+        yield writer
+        writer.close()
+    except BaseException:
+        writer.is_open = False  # else it would write a footer when it is collected
+        raise
+
+
+def as_others_may_read(path: Path) -> None:
+    """Gives a private file the permissions that the user's umask asks for."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+class stopping:  # noqa: N801 (a context manager used like a function)
+    """Turns a failing disk into Stopped, with the words to resume."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(value, OSError):
+            raise Stopped(
+                f"writing {self.out} failed: {value.strerror or 'an error of the disk'}; what was "
+                "published is kept. Make room and run the same command to resume"
+            ) from value

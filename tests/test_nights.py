@@ -1,0 +1,278 @@
+"""A folder of results: what a night adds, what it leaves alone, and what a killed one leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from comit import durable
+from comit.console import Console
+from comit.errors import Stopped, UsageError
+from comit.screen import Options, screen
+from comit.sink import Sink, compact
+from comit.target import File, Folder, find
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def night(tmp_path, tiny_model):
+    """Screens the pictures into ``results``; gives the report."""
+
+    def run(source=tmp_path / "pictures", out=tmp_path / "results", **options):
+        chosen = Options(model=tiny_model, precision="fp32", workers=1, **options)
+        return screen(source, out, chosen, console=QUIET)
+
+    return run
+
+
+def rows(folder: Path) -> dict[str, dict[str, object]]:
+    found = pq.read_table(folder).to_pylist()
+    by_path = {row["path"]: row for row in found}
+    assert len(by_path) == len(found), "a row is there twice"
+    return by_path
+
+
+def nights(folder: Path) -> list[str]:
+    assert (folder / "_SUCCESS").exists()
+    return sorted(p.name for p in folder.glob("*.parquet"))
+
+
+def add(pictures: Path, name: str, seed: int = 1) -> Path:
+    noise = np.random.default_rng(seed).integers(0, 256, (300, 280), np.uint8)
+    cv2.imwrite(str(pictures / name), cv2.GaussianBlur(noise, (0, 0), 5))
+    return pictures / name
+
+
+def test_a_name_says_whether_it_is_a_file_or_a_folder(tmp_path):
+    assert isinstance(find(tmp_path / "r.parquet"), File)
+    assert isinstance(find(f"{tmp_path}/r.d/"), Folder)
+    assert isinstance(find(tmp_path / "results"), Folder)
+    (tmp_path / "plain").write_bytes(b"")
+    assert isinstance(find(tmp_path / "plain"), File)
+
+
+def test_a_night_screens_what_is_new_and_leaves_the_rest_as_it_is(tmp_path, night, pictures):
+    assert night().rows == 9
+    first = rows(tmp_path / "results")
+    assert night().unchanged == 9
+    assert len(nights(tmp_path / "results")) == 1
+    add(pictures, "new.png")
+    report = night()
+    assert (report.rows, report.unchanged, report.screened) == (1, 9, 1)
+    after = rows(tmp_path / "results")
+    assert after.pop("new.png")["status"] == "ok"
+    assert after == first
+    assert len(nights(tmp_path / "results")) == 2
+
+
+def test_a_file_that_changed_is_screened_again_and_has_one_row(tmp_path, night, pictures):
+    night()
+    before = rows(tmp_path / "results")
+    add(pictures, "0.png", seed=7)
+    report = night()
+    assert (report.rows, report.unchanged) == (1, 8)
+    after = rows(tmp_path / "results")
+    assert after.keys() == before.keys()
+    assert after["0.png"]["file_crc32"] != before["0.png"]["file_crc32"]
+    assert after["0.png"]["score_covid"] != before["0.png"]["score_covid"]
+    assert {k: v for k, v in after.items() if k != "0.png"} == {
+        k: v for k, v in before.items() if k != "0.png"
+    }
+
+
+def test_a_night_that_replaces_all_of_an_older_one_takes_its_file(tmp_path, night, pictures):
+    night()
+    (old,) = nights(tmp_path / "results")
+    for path in pictures.iterdir():
+        os.utime(path, (1, 1))
+    assert night().rows == 9
+    (new,) = nights(tmp_path / "results")
+    assert new != old
+    assert len(rows(tmp_path / "results")) == 9
+
+
+def test_rows_of_files_that_are_gone_stay(tmp_path, night, pictures):
+    night()
+    (pictures / "0.png").unlink()
+    assert night().unchanged == 8
+    assert len(rows(tmp_path / "results")) == 9
+
+
+def test_failed_rows_are_screened_again_when_asked(tmp_path, night, pictures):
+    broken = pictures / "broken.png"
+    whole = add(pictures, "whole.png").read_bytes()
+    broken.write_bytes(whole[:-20])
+    stamp = broken.stat().st_mtime_ns
+    night()
+    assert rows(tmp_path / "results")["broken.png"]["reason"] == "truncated"
+    broken.write_bytes(whole)
+    # As after chmod or a share that came back: nothing that a listing shows has changed.
+    with broken.open("r+b") as file:
+        file.truncate(len(whole) - 20)
+    os.utime(broken, ns=(stamp, stamp))
+    assert night().unchanged == 11
+    report = night(retry_failed=True)
+    assert (report.rows, report.unchanged) == (1, 10)
+    assert len(rows(tmp_path / "results")) == 11
+
+
+@pytest.mark.parametrize("form", ["r.parquet", "results/"])
+def test_a_retry_takes_the_place_of_the_failed_row(tmp_path, night, pictures, form):
+    out = f"{tmp_path}/{form}"
+    locked = pictures / "4.png"
+    good = locked.read_bytes()
+    locked.write_bytes(good[:-9])
+    add(pictures, "new.png")
+    report = night(out=out)
+    assert report.status["failed"] == 1
+    before = rows(Path(out))
+    locked.write_bytes(good)
+    add(pictures, "later.png", seed=3)
+    report = night(out=out, retry_failed=True)
+    after = rows(Path(out))
+    assert after["4.png"]["status"] == "ok"
+    # A file has what its night had; a folder takes what came since.
+    later = after.pop("later.png", None)
+    assert (later is not None) == (form == "results/")
+    assert list(after) == list(before) or form == "results/"
+    assert {k: v for k, v in after.items() if k != "4.png"} == {
+        k: v for k, v in before.items() if k != "4.png"
+    }
+
+
+def test_there_must_be_something_to_retry(tmp_path, night, pictures):
+    with pytest.raises(UsageError, match="no rows that could be screened again"):
+        night(out=tmp_path / "r.parquet", retry_failed=True)
+    assert night(out=tmp_path / "r.parquet").rows == 9
+    assert night(out=tmp_path / "r.parquet", retry_failed=True).rows == 0
+    assert len(rows(tmp_path / "r.parquet")) == 9
+
+
+def test_a_night_of_other_settings_is_refused_by_name(tmp_path, night, pictures):
+    night()
+    before = rows(tmp_path / "results")
+    add(pictures, "new.png")
+    for message, change in (
+        ("another operating point", {"operating_point": "99"}),
+        ("another view policy", {"view_policy": "all"}),
+        ("another identifiers or key", {"identifiers": "none"}),
+    ):
+        if "identifiers" in change:
+            (tmp_path / "results" / ".comit" / "key").write_text('{"key": "00"}')
+        with pytest.raises(UsageError, match=message):
+            night(**change)
+    moved = shutil.copytree(pictures, tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="another input folder"):
+        night(source=moved)
+    assert rows(tmp_path / "results") == before
+
+
+def test_a_manifest_with_other_columns_is_refused(tmp_path, night, pictures):
+    def manifest(name, **columns):
+        table = pa.table({"path": ["0.png"], "id": [name], **columns})
+        pq.write_table(table, pictures / f"{name}.parquet")
+        return pictures / f"{name}.parquet"
+
+    night(manifest("a", ward=[1]))
+    night(manifest("b", ward=[2]))
+    with pytest.raises(UsageError, match=r"other columns \(bed\)"):
+        night(manifest("c", ward=[2], bed=[1]))
+    with pytest.raises(UsageError, match=r"other columns \(of another type\)"):
+        night(manifest("d", ward=["x"]))
+    assert sorted(r["ward"] for r in pq.read_table(tmp_path / "results").to_pylist()) == [1, 2]
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, night, pictures):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "holiday.jpg").touch()
+    with pytest.raises(UsageError, match="other files in it"):
+        night()
+    assert [p.name for p in (tmp_path / "results").iterdir()] == ["holiday.jpg"]
+
+
+def test_a_refused_first_night_leaves_nothing(tmp_path, night, pictures):
+    with pytest.raises(UsageError, match="does not exist"):
+        night(source=tmp_path / "nowhere")
+    assert not (tmp_path / "results").exists()
+
+
+def test_small_files_are_merged_and_rows_stay_the_same(tmp_path, night, pictures):
+    folder = tmp_path / "results"
+    night()
+    add(pictures, "new.png")
+    night()
+    before = rows(folder)
+    assert compact(folder, 5) == (0, 0)
+    assert compact(folder, 100) == (2, 10)
+    assert rows(folder) == before
+    (name,) = nights(folder)
+    found = pq.read_schema(folder / name).metadata
+    assert found[b"comit_precision"] == b"fp32"
+    assert night().unchanged == 10
+    assert compact(folder, 100) == (0, 0)
+
+
+def test_what_is_no_folder_of_results_is_not_compacted(tmp_path, night, pictures):
+    with pytest.raises(UsageError, match="not a folder of results"):
+        compact(pictures, 100)
+    with Sink(tmp_path / "results"), pytest.raises(UsageError, match="another run is writing"):
+        compact(tmp_path / "results", 100)
+
+
+def test_without_hard_links_parts_are_published_by_rename(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    temporary, to = tmp_path / "t", tmp_path / "to"
+    temporary.write_bytes(b"new")
+    durable.publish(temporary, to)
+    assert to.read_bytes() == b"new" and not temporary.exists()
+    temporary.write_bytes(b"newer")
+    with pytest.raises(FileExistsError):
+        durable.publish(temporary, to)
+    assert to.read_bytes() == b"new"
+
+
+def test_a_run_without_hard_links_gives_the_same_rows(tmp_path, night, pictures, monkeypatch):
+    night()
+
+    def no_links(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", no_links)
+    night(out=tmp_path / "r.parquet")
+    linked, renamed = rows(tmp_path / "results"), rows(tmp_path / "r.parquet")
+    for found in (*linked.values(), *renamed.values()):
+        del found["run_id"], found["screened_at"]
+    assert linked == renamed
+
+
+def test_a_disk_that_fails_while_a_night_is_put_in_place_is_repaired(
+    tmp_path, night, pictures, monkeypatch
+):
+    folder = tmp_path / "results"
+    night()
+    add(pictures, "new.png")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "touch", full)
+        with pytest.raises(Stopped, match="No space left on device"):
+            night()
+    assert not (folder / "_SUCCESS").exists()
+    assert json.loads((folder / ".comit" / "commit.json").read_text())["add"]
+    assert night().unchanged == 10
+    assert len(rows(folder)) == 10
+    assert len(nights(folder)) == 2

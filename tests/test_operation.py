@@ -1,0 +1,171 @@
+"""What surrounds a night: view policies, logs, metrics, and the examples of docs/operation.md."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from comit.bench.faults.dicoms import make, picture
+from comit.console import Console
+from comit.decode import open_image
+from comit.errors import ItemError
+from comit.identifiers import Identifiers
+from comit.metrics import SUCCESS, Metrics
+from comit.screen import Options, screen
+from comit.sink import Sink
+
+ROOT = Path(__file__).parent.parent
+
+
+def judged(data: bytes, policy):
+    image = open_image(data, None, policy)
+    return str(image.skip) if image.skip else [str(w) for w in image.warnings]
+
+
+@pytest.mark.parametrize(
+    ("tags", "strict", "tagged", "everything"),
+    [
+        ({}, [], [], []),
+        ({"ViewPosition": None}, "unverified_view", ["unverified_view"], ["unverified_view"]),
+        ({"BodyPartExamined": None}, "unverified_view", ["unverified_view"], ["unverified_view"]),
+        ({"ViewPosition": "LL"}, "view", "view", ["other_view"]),
+        ({"BodyPartExamined": "HAND"}, "anatomy", "anatomy", ["other_anatomy"]),
+        ({"Modality": "CT"}, "modality", "modality", "modality"),
+        ({"NumberOfFrames": 2}, "multi_frame", "multi_frame", "multi_frame"),
+    ],
+)
+def test_a_view_policy_decides_what_is_screened(tags, strict, tagged, everything):
+    if "NumberOfFrames" in tags:
+        tags["PixelData"] = picture().tobytes() * 2
+    data = make(**tags)
+    assert judged(data, "strict") == strict
+    assert judged(data, "tagged") == tagged
+    assert judged(data, "all") == everything
+
+
+def test_a_file_without_tags_is_not_screened_strictly(pictures):
+    for path in pictures.iterdir():
+        assert judged(path.read_bytes(), "strict") == "unverified_view"
+        assert judged(path.read_bytes(), "all") == ["unverified_view"]
+
+
+def test_json_logs_are_an_object_a_line():
+    stream = io.StringIO()
+    console = Console(stream, log_format="json")
+    console.line("a\x1b[31m\nb", "started", items=3)
+    console.error("no\tdisk", 4)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(x["event"], x["message"]) for x in lines] == [
+        ("started", "a\x1b[31m\nb"),
+        ("error", "comit: no\tdisk"),
+    ]
+    assert lines[0]["items"] == 3 and lines[1]["exit_code"] == 4
+    assert all(x["time"].endswith("+00:00") for x in lines)
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_quiet_console_says_errors_alone():
+    stream = io.StringIO()
+    console = Console(stream, quiet=True)
+    console.line("hello")
+    console.error("stop", 2)
+    assert stream.getvalue() == "comit: stop\n"
+
+
+def command(*words, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "comit", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+def test_a_run_and_its_refusal_are_logged_as_json(tmp_path, tiny_model, pictures):
+    arguments = ("screen", pictures, "--out", tmp_path / "r.parquet", "--log-format", "json")
+    done = command(*arguments, "--model", tiny_model, "--precision", "fp32")
+    assert done.returncode == 0, done.stderr
+    (finished,) = [json.loads(line) for line in done.stderr.splitlines()]
+    assert finished["event"] == "finished"
+    assert finished["report"]["status"] == {"ok": 9, "skipped": 0, "failed": 0}
+    refused = command(*arguments, "--model", tmp_path / "no.onnx")
+    assert refused.returncode == 2
+    (error,) = [json.loads(line) for line in refused.stderr.splitlines()]
+    assert (error["event"], error["exit_code"]) == ("error", 2)
+
+
+def metrics(path):
+    families = text_string_to_metric_families(path.read_text())
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_metrics_say_how_a_run_went_and_keep_the_last_success(tmp_path, tiny_model, pictures):
+    path, out = tmp_path / "comit.prom", tmp_path / "results"
+    (pictures / "broken.png").write_bytes(b"")
+
+    def night(**options):
+        chosen = Options(model=tiny_model, precision="fp32", metrics_file=path, **options)
+        return screen(pictures, out, chosen, console=Console(quiet=True))
+
+    night()
+    first = metrics(path)
+    assert first["comit_rows", "ok"] == 9 and first["comit_rows", "failed"] == 1
+    assert first["comit_items",] == 10 and first["comit_running",] == 0
+    assert first["comit_stage_seconds", "decode"] > 0
+    night()
+    second = metrics(path)
+    assert second["comit_items",] == 0 and second["comit_unchanged",] == 10
+    assert second[SUCCESS,] >= first[SUCCESS,]
+    with pytest.raises(ZeroDivisionError), Sink(out) as sink:
+        sink.items = 5
+        with Metrics(path, sink):
+            assert metrics(path)["comit_running",] == 1
+            raise ZeroDivisionError
+    third = metrics(path)
+    assert third["comit_running",] == 0
+    assert third[SUCCESS,] == second[SUCCESS,]
+
+
+def test_metrics_that_cannot_be_written_end_no_night(tmp_path, tiny_model, pictures):
+    chosen = Options(
+        model=tiny_model, precision="fp32", metrics_file=tmp_path / "no" / "comit.prom"
+    )
+    report = screen(pictures, tmp_path / "r.parquet", chosen, console=Console(quiet=True))
+    assert report.rows == 9
+
+
+def test_every_metric_is_in_the_docs(tmp_path):
+    text = (ROOT / "docs" / "operation.md").read_text()
+    code = (ROOT / "comit" / "metrics.py").read_text()
+    names = set(re.findall(r'"(comit_\w+)"', code))
+    assert len(names) > 6
+    for name in names:
+        assert f"`{name}" in text, name
+
+
+def test_the_formula_for_hashes_in_the_docs_is_the_one_used():
+    text = (ROOT / "docs" / "operation.md").read_text()
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    names: dict[str, object] = {}
+    exec(code.replace('open("comit.key", "rb").read()', 'b"0123456789abcdef\\n"'), names)  # noqa: S102
+    hidden = Identifiers("hashed", b"0123456789abcdef")
+    assert names["hashed"]("ward-3/IM0001.dcm") == hidden.path(b"ward-3/IM0001.dcm")
+    assert names["hashed"]("1.2.840.1") == hidden.uid("1.2.840.1")
+
+
+def test_a_decoder_is_never_asked_for_what_a_policy_leaves_out():
+    with pytest.raises(ItemError, match="no_pixels"):
+        open_image(make(PixelData=None), None, "all")
+    assert str(open_image(make(PixelData=None, ViewPosition="LL")).skip) == "view"
