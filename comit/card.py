@@ -29,6 +29,9 @@ class OperatingPoint:
     unhealthy: float
     covid: float
     negatives: dict[str, int] = field(default_factory=dict)  # images behind each threshold
+    # 95 % interval of the specificity that each threshold has: [low, high], see calibrate
+    interval: dict[str, list[float]] = field(default_factory=dict)
+    origin: str = ""  # whose scores these were
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,13 @@ class Card:
     precision: str = "fp32"
     preprocessing: str = preprocess_version
     operating_points: dict[str, OperatingPoint] = field(default_factory=dict)  # "90", "99"
+    calibration: dict[str, Any] = field(default_factory=dict)  # score -> how it becomes a share
     training: dict[str, Any] = field(default_factory=dict)  # data, schedule, epoch
     metrics: dict[str, Any] = field(default_factory=dict)  # split -> figure -> value
     baselines: dict[str, Any] = field(default_factory=dict)  # the same figures without a model
     outputs: tuple[str, ...] = OUTPUTS
     intended_use: str = INTENDED_USE
+    notes: list[str] = field(default_factory=list)  # data, licences, limits: a sentence each
 
     def write(self, path: Path) -> None:
         """Writes the card as JSON."""

@@ -14,10 +14,11 @@ import click
 from comit import __version__
 from comit.bench.cli import bench
 from comit.console import Console, printable
+from comit.data.cli import data
 from comit.errors import ComitError, Stopped
 from comit.export.cli import export
 from comit.look.cli import COMMANDS
-from comit.training.cli import train
+from comit.training.cli import ablation, baselines, calibrate, evaluate, train
 
 
 class Comit(click.Group):
@@ -286,5 +287,5 @@ def info(model: Path | None, as_json: bool) -> None:
     click.echo(information(model, as_json))
 
 
-for command in (train, export, bench, *COMMANDS):
+for command in (train, calibrate, evaluate, baselines, ablation, data, export, bench, *COMMANDS):
     main.add_command(command)

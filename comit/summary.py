@@ -69,15 +69,27 @@ def information(model: Path | None, as_json: bool) -> str:
     lines = [f"comit {__version__}", "", "engines"]
     lines += [f"  {name:12} {missing or 'ready'}" for name, missing in engines.items()]
     lines += ["", f"model {card.name} ({model or 'bundled'})", f"  {card.intended_use}"]
+    lines += [f"  {note}" for note in card.notes]
     lines += [
         f"  width {card.width} of the paper's network, {card.precision}, sha256 {card.sha256[:16]}…"
     ]
     for name, point in sorted(card.operating_points.items()):
-        behind = ", ".join(f"{n} for {task}" for task, n in point.negatives.items())
+        behind = ", ".join(
+            f"{n} for {task}"
+            + (" [{:.1%}, {:.1%}]".format(*point.interval[task]) if task in point.interval else "")
+            for task, n in point.negatives.items()
+        )
         lines.append(
             f"  at {name} % specificity: unhealthy >= {point.unhealthy:.3f}, "
-            f"COVID >= {point.covid:.3f} (negatives: {behind or 'unknown'})"
+            f"COVID >= {point.covid:.3f} (negatives: {behind or 'unknown'}"
+            + (f"; {point.origin})" if point.origin else ")")
         )
+    for name, curve in card.calibration.items():
+        if isinstance(curve, dict):
+            lines.append(
+                f"  {name}: calibrated ({curve['method']}) on {curve['images']} images, "
+                f"{curve['positives']} of them positive"
+            )
     for split, figures in card.metrics.items():
         lines += ["", f"{split} split{'':29} model  without a model"]
         lines += _figures(figures, card.baselines.get(split, {}))

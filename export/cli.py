@@ -32,7 +32,15 @@ def export() -> None:
     help="Folder of X-rays to compare the file with PyTorch on; recommended.",
 )
 @click.option("--name", help="The model's name in its card and in results.")
-def onnx(run: str, out: Path, precision: str, images: Path | None, name: str | None) -> None:
+@click.option("--note", "notes", multiple=True, help="Sentence for its card; may be repeated.")
+def onnx(
+    run: str,
+    out: Path,
+    precision: str,
+    images: Path | None,
+    name: str | None,
+    notes: tuple[str, ...],
+) -> None:
     """Write RUN as ONNX: a training run's folder, an .onnx file of comit's, or "bundled".
 
     The file is compared with PyTorch first, scores and masks, and is not written where it differs.
@@ -54,6 +62,8 @@ def onnx(run: str, out: Path, precision: str, images: Path | None, name: str | N
     network, card = _load(run, precision)
     if name is not None:
         card = replace(card, name=name)
+    if notes:
+        card = replace(card, notes=list(notes))
     pixels = None if images is None else read_images(images)
     written, parity = export_onnx(network, card, out, precision, pixels)
     click.echo(f"{out}: {written.name}, {precision}; agrees with PyTorch {parity}")
@@ -118,18 +128,13 @@ def tensorrt(
 
 
 def _load(run: str, precision: str) -> tuple[COMiTNet, Card]:
-    from comit.card import BUNDLED, open_model
     from comit.errors import UsageError
-    from comit.export.to_onnx import load_network
-    from comit.training.loop import load_run
+    from comit.training.opened import open_network
 
-    path = BUNDLED if run == "bundled" else Path(run)
-    if path.is_dir():
-        return load_run(path), run_card(path)
-    card, content = open_model(path)
-    if card.precision == "fp16" and precision == "fp32":
-        raise UsageError(f"{path} is fp16: its weights are rounded; export fp32 from the run")
-    return load_network(content), card
+    found = open_network(run)
+    if found.card.precision == "fp16" and precision == "fp32":
+        raise UsageError(f"{found.path} is fp16: its weights are rounded; export fp32 from the run")
+    return found.network, found.card
 
 
 def run_card(run: Path) -> Card:
@@ -152,6 +157,7 @@ def run_card(run: Path) -> Card:
             operating_points={
                 k: OperatingPoint(**v) for k, v in described.get("operating_points", {}).items()
             },
+            calibration=described.get("calibration", {}),
             training=described["training"] | {k: described[k] for k in keys},
             metrics={s: described[s] for s in ("val", "test") if s in described},
             baselines={s: described[f"{s}_baselines"] for s in ("val", "test") if s in described},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,39 @@ def pictures(tmp_path: Path) -> Path:
         kind = np.uint16 if depth > 255 else np.uint8
         cv2.imwrite(str(folder / f"{i}{suffix}"), (spread * depth).astype(kind))
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from two, and lose much beside other processes."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def cohort_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training manifest of 16 drawn images: 8 to train on, 4 each in val and test."""
+    pytest.importorskip("torch")
+    from training_runs import rows, write
+
+    folder = tmp_path_factory.mktemp("cohort")
+    return write(folder / "manifest.parquet", rows(folder))
+
+
+@pytest.fixture(scope="session")
+def finished(cohort_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of two epochs."""
+    import torch
+    from training_runs import QUIET, TINY
+
+    from comit.training.loop import train
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(cohort_manifest, out, TINY, device="cpu", console=QUIET)
+    torch.set_num_threads(threads)
+    return out

@@ -1,5 +1,7 @@
 """Images and masks move together; the ranges are what the configuration says."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -64,3 +66,21 @@ def test_values_stay_in_range_and_the_seed_decides() -> None:
     assert first.min() >= 0 and first.max() <= 1
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_strips_at_the_border_hide_the_picture_and_not_the_mask() -> None:
+    images, masks = torch.ones(64, 1, 224, 224), torch.ones(64, 2, 224, 224)
+    hidden, kept = augment(images, masks, replace(STILL, border=0.08), seeded())
+    black = (hidden[:, 0] == 0).float().mean(dim=(1, 2))
+    assert black.max() <= 1 - 0.84**2 and (black == 0).any() and (black > 0).any()
+    assert (hidden[:, 0, 20:200, 20:200] == 1).all()  # never more than 8 % of a side
+    assert (kept == 1).all()
+
+
+def test_sharpness_blurs_and_sharpens_and_keeps_flat_tones() -> None:
+    step = torch.full((32, 1, 224, 224), 0.25)
+    step[..., 112:] = 0.75
+    varied, _ = augment(step, step.repeat(1, 2, 1, 1), replace(STILL, sharpness=1.0), seeded())
+    rise = varied[:, 0, 100, 112] - varied[:, 0, 100, 111]
+    assert rise.min() < 0.4 and rise.max() > 0.6  # 0.5 before
+    assert torch.allclose(varied[..., 50:60], step[..., 50:60], atol=1e-6)

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 from safetensors.torch import save_file  # noqa: E402
 
-from comit.card import Card, open_model, read_card  # noqa: E402
+from comit.card import Card, OperatingPoint, open_model, read_card  # noqa: E402
 from comit.engine import modelfile  # noqa: E402
 from comit.engine.onnxruntime import OnnxRuntimeEngine  # noqa: E402
 from comit.errors import ModelError, ParityError, UsageError  # noqa: E402
@@ -151,16 +151,18 @@ def test_a_run_is_exported_with_its_card(network, tmp_path):
         "val_baselines": {"lung_iou": 0.4},
     }
     (run / "run.json").write_text(json.dumps(described))
-    said = exported(run, "--out", tmp_path / "m.onnx", "--name", "other")
+    about = ["--name", "other", "--note", "Of 16 images.", "--note", "Of one source."]
+    said = exported(run, "--out", tmp_path / "m.onnx", *about)
     assert "synthetic phantoms (no X-rays were given)" in said
     card = read_card(tmp_path / "m.onnx")
     assert (card.name, card.precision, card.width) == ("other", "fp32", 0.125)
     assert card.training == {"epochs": 2, "epoch": 2, "train_images": 16}
     assert card.metrics == {"val": {"lung_iou": 0.5}}
     assert card.operating_points == {}
+    assert card.notes == ["Of 16 images.", "Of one source."]
     assert run_card(run).name == "night"
     (run / "run.json").write_text(json.dumps(described | {"operating_points": {"90": point}}))
-    assert asdict(run_card(run).operating_points["90"]) == point
+    assert run_card(run).operating_points["90"] == OperatingPoint(**point)
 
 
 def test_a_card_is_carried_over_from_an_onnx_file(tiny_model, half):

@@ -81,6 +81,14 @@ def test_the_default_averages_over_pixels_and_over_labelled_images_and_weights_d
     assert np.allclose(got.detach(), expected, rtol=1e-5)
 
 
+def test_a_switch_above_zero_is_the_weight_of_its_term():
+    outputs, targets = sample()
+    switches = torch.tensor([[1.0, 1, 0.5, 0], [1, 1, 2, 3], [1, 1, 1, 0.25]])
+    expected = (by_hand(outputs, targets) * switches.numpy()).sum(axis=0)[2:] / [3, 2]
+    got = losses(outputs, targets._replace(switches=switches))[2:]
+    assert np.allclose(got.detach(), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("config", [PAPER, LossConfig()])
 @pytest.mark.parametrize("task", range(4))
 def test_a_task_switched_off_has_no_gradient(task, config):

@@ -5,34 +5,42 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+from training_runs import QUIET, TINY, rows, write
 
 from comit.card import OperatingPoint
-from comit.console import Console
 from comit.errors import UsageError
 from comit.model.network import COMiTNet, NetworkConfig
 from comit.training.cli import train as command
+from comit.training.curves import draw_curves
 from comit.training.data import load, read_manifest
-from comit.training.loop import Resident, TrainConfig, Trainer, load_run, pick_device, train
+from comit.training.loop import (
+    Resident,
+    TrainConfig,
+    Trainer,
+    averaging,
+    label_weights,
+    load_run,
+    pick_device,
+    train,
+)
 from comit.training.report import evaluate_run, table
 
-TINY = TrainConfig(width=1 / 64, epochs=2, batch_size=4)  # 8 channels throughout
-QUIET = Console(quiet=True)
+pytestmark = pytest.mark.usefixtures("one_thread")
+STRONG = replace(TrainConfig.strong(), width=1 / 64, epochs=2, batch_size=4, small_epochs=1)
 KILLED = """
 import os, signal, sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from comit.console import Console
 from comit.training.loop import TrainConfig, train
@@ -46,61 +54,17 @@ class Killer(Console):
                 os.kill(os.getpid(), signal.SIGKILL)
         yield step
 
-train(Path(sys.argv[1]), Path(sys.argv[2]), TrainConfig(width=1 / 64, epochs=2, batch_size=4),
-      device="cpu", console=Killer(quiet=True))
+small = {"width": 1 / 64, "epochs": 2, "batch_size": 4}
+config = TrainConfig(**small)
+if sys.argv[3] == "strong":
+    config = replace(TrainConfig.strong(), **small, small_epochs=1)
+train(Path(sys.argv[1]), Path(sys.argv[2]), config, device="cpu", console=Killer(quiet=True))
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from two, and lose much beside other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """16 noisy images, the sick with a bright patch; one in two boxed, one without any label."""
-    random = np.random.default_rng(0)
-    made: list[dict[str, Any]] = []
-    for i in range(16):
-        sick = i % 2 == 1
-        picture = random.integers(0, 120, (100, 80), dtype=np.uint8)
-        if sick:
-            picture[40:70, 10:40] += 100
-        cv2.imwrite(str(folder / f"{i}.png"), picture)
-        made.append(
-            {
-                "path": f"{i}.png",
-                "split": ["train", "val", "test"][0 if i < 8 else i // 4 - 1],
-                "healthy": not sick,
-                "covid": sick and i % 4 == 1,
-                "other": sick and i % 4 == 3,
-                "lung_boxes": [[5.0, 10.0, 30.0, 80.0], [45.0, 10.0, 30.0, 80.0]],
-                "disease_boxes": [[10.0, 40.0, 30.0, 30.0]] if sick else None,
-            }
-        )
-    made[0] |= {"healthy": None, "covid": None, "other": None, "lung_boxes": None}
-    return made
-
-
-def write(path: Path, made: list[dict[str, Any]]) -> Path:
-    pq.write_table(pa.Table.from_pylist(made), path)
-    return path
-
-
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cohort")
-    return write(folder / "manifest.parquet", rows(folder))
-
-
-@pytest.fixture(scope="module")
-def finished(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "run"
-    train(manifest, out, TINY, device="cpu", console=QUIET)
-    return out
+def manifest(cohort_manifest: Path) -> Path:
+    return cohort_manifest
 
 
 def lines(run: Path) -> list[dict[str, str]]:
@@ -120,12 +84,32 @@ def test_a_run_leaves_weights_figures_and_thresholds(finished: Path) -> None:
     assert load_run(finished)(image).scores().shape == (1, 3)
 
 
+@pytest.fixture(scope="module")
+def finished_strong(
+    manifest: Path, tmp_path_factory: pytest.TempPathFactory, one_thread: None
+) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "strong"
+    train(manifest, out, STRONG, device="cpu", console=QUIET)
+    return out
+
+
+def test_curves_are_drawn_of_the_epochs_that_were_measured(finished: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert cv2.imread(str(finished / "curves.png")).std() > 0
+    log = tmp_path / "metrics.csv"
+    log.write_text("epoch,seconds,loss_lung,lung_iou\n1,3,0.5,\n2,6,0.4,0.7\n")
+    draw_curves(log, tmp_path / "small.png")
+    assert cv2.imread(str(tmp_path / "small.png")).std() > 0
+
+
+@pytest.mark.parametrize("recipe", ["default", "strong"])
 def test_killed_and_resumed_is_bit_identical(
-    finished: Path, manifest: Path, tmp_path: Path
+    recipe: str, manifest: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    whole = request.getfixturevalue("finished" if recipe == "default" else "finished_strong")
     out = tmp_path / "run"
     child = subprocess.run(
-        [sys.executable, "-c", KILLED, str(manifest), str(out)],
+        [sys.executable, "-c", KILLED, str(manifest), str(out), recipe],
         env={
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -137,15 +121,16 @@ def test_killed_and_resumed_is_bit_identical(
     (out / "metrics.csv").write_text(  # as if the kill had come between this and the checkpoint
         (out / "metrics.csv").read_text() + lines_of_epoch_two(out)
     )
-    train(manifest, out, TINY, device="cpu", resume=True, console=QUIET)
-    ours, theirs = (torch.load(run / "checkpoint.pt", weights_only=True) for run in (out, finished))
+    config = TINY if recipe == "default" else STRONG
+    train(manifest, out, config, device="cpu", resume=True, console=QUIET)
+    ours, theirs = (torch.load(run / "checkpoint.pt", weights_only=True) for run in (out, whole))
     for part in ("model", "average"):
         for name, value in theirs[part].items():
             assert torch.equal(ours[part][name], value), (part, name)
-    weights, expected = (load_file(run / "weights.safetensors") for run in (out, finished))
+    weights, expected = (load_file(run / "weights.safetensors") for run in (out, whole))
     assert all(torch.equal(weights[k], v) for k, v in expected.items())
     assert [{**r, "seconds": ""} for r in lines(out)] == [
-        {**r, "seconds": ""} for r in lines(finished)
+        {**r, "seconds": ""} for r in lines(whole)
     ]
 
 
@@ -171,6 +156,66 @@ def test_without_averaging_the_last_weights_are_published(manifest: Path, tmp_pa
     run._epoch()
     last = run.model.state_dict()
     assert all(torch.equal(last[k], v) for k, v in run.averaged.state_dict().items())
+
+
+def test_warm_averages_forget_the_start_in_tens_of_steps() -> None:
+    cold, warm = (
+        torch.optim.swa_utils.AveragedModel(
+            torch.nn.Linear(1, 1, bias=False), multi_avg_fn=averaging(0.995, warmup)
+        )
+        for warmup in (False, True)
+    )
+    model = torch.nn.Linear(1, 1, bias=False)
+    values = [1.0] + [0.0] * 60  # the random start, then what was learned
+    for value in values:
+        torch.nn.init.constant_(model.weight, value)
+        cold.update_parameters(model)
+        warm.update_parameters(model)
+    assert cold.module.weight.item() == pytest.approx(0.995**60)
+    decays = [(1 + n) / (10 + n) for n in range(1, 61)]
+    assert warm.module.weight.item() == pytest.approx(np.prod(decays), abs=1e-7)
+    assert warm.module.weight.item() < 1e-3
+
+
+def test_small_epochs_have_no_figures_and_are_never_published(finished_strong: Path) -> None:
+    first, second = lines(finished_strong)
+    assert not first["lung_iou"] and float(second["lung_iou"]) >= 0
+    assert json.loads((finished_strong / "run.json").read_text())["epoch"] == 2
+
+
+def test_balanced_groups_weigh_the_same(manifest: Path) -> None:
+    cohort = load(read_manifest(manifest), manifest.parent)
+    cohort = replace(cohort, source=np.array(["a"] * 6 + ["b"] * 10))
+    assert (label_weights(cohort, 0.0) == 1).all()
+    weights = label_weights(cohort, 1.0)
+    sums = {}
+    for i in np.flatnonzero(cohort.unhealthy >= 0):
+        group = (cohort.source[i], int(cohort.unhealthy[i]))
+        sums[group] = sums.get(group, 0) + weights[i, 2]
+    assert len(sums) == 4 and np.ptp(list(sums.values())) < 1e-5
+    assert weights[1:, 2].mean() == pytest.approx(1)  # the first image has no label
+    assert (weights[:, :2] == 1).all()
+
+
+def test_teachers_soften_class_labels_by_their_share(manifest: Path) -> None:
+    cohort = load(read_manifest(manifest)[1:2], manifest.parent)  # unhealthy, COVID
+    teacher = COMiTNet(NetworkConfig(width=1 / 64)).eval()
+    image = torch.from_numpy(cohort.images).float()[:, None]
+    with torch.no_grad():
+        said = (teacher(image).scores() + teacher(image.flip(3)).scores()) / 2
+    data = Resident.of(cohort, torch.device("cpu"), [teacher], soften=0.25)
+    assert data.unhealthy.item() == pytest.approx(0.75 + 0.25 * said[0, 0].item(), abs=1e-3)
+    assert data.findings[0, 1].item() == pytest.approx(0.25 * said[0, 2].item(), abs=1e-3)
+
+
+def test_a_run_starts_from_the_weights_of_another(finished: Path, manifest: Path) -> None:
+    cohort = load(read_manifest(manifest)[:4], manifest.parent)
+    run = Trainer(cohort, cohort, finished, TINY, torch.device("cpu"), finished, QUIET)
+    start = load_file(finished / "weights.safetensors")
+    assert all(torch.equal(v, start[k]) for k, v in run.model.state_dict().items())
+    with pytest.raises(UsageError, match="another width"):
+        wide = replace(TINY, width=1 / 16)
+        Trainer(cohort, cohort, finished, wide, torch.device("cpu"), finished, QUIET)
 
 
 def test_paper_recipe_keeps_its_learning_rate(manifest: Path, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ class Targets(NamedTuple):
 
     lung: Tensor  # (N, H, W) float in {0, 1}: L_i
     disease: Tensor  # (N, H, W) float in {0, 1}: D_i
-    unhealthy: Tensor  # (N,) int64 in {0, 1}: H_i
-    findings: Tensor  # (N, 2) float in {0, 1}: [C_i, O_i]
-    switches: Tensor  # (N, 4) float in {0, 1}: T_1i .. T_4i of equation 8
+    unhealthy: Tensor  # (N,) float in {0, 1}: H_i; in between where teachers soften it
+    findings: Tensor  # (N, 2) float in {0, 1}: [C_i, O_i]; likewise
+    switches: Tensor  # (N, 4) float: T_1i .. T_4i of equation 8, 0 or the image's weight (1)
     taught: Tensor | None = None  # (N, 2) bool: this lung or disease mask is a teacher's, in [0, 1]
 
 
@@ -41,8 +41,9 @@ class LossConfig:
 def losses(outputs: Outputs, targets: Targets, config: LossConfig | None = None) -> Tensor:
     """The four terms of equation 8, (4,) float32: lung, disease, healthy/unhealthy, findings.
 
-    Their sum is the loss to minimise. The two-channel softmax with cross entropy is the binary
-    cross entropy of equations 2 and 3 on the softmax probability of the foreground.
+    Their sum is the loss to minimise. A switch above 0 is the weight of its term. The two-channel
+    softmax with cross entropy is the binary cross entropy of equations 2 and 3 on the softmax
+    probability of the foreground; the same holds for equation 5.
     """
     config = config or LossConfig()
     weight = torch.full_like(targets.switches[:, 1], config.disease_weight)
@@ -53,14 +54,19 @@ def losses(outputs: Outputs, targets: Targets, config: LossConfig | None = None)
     # What stands in for an unknown label may be anything, and a NaN times 0 is a gradient of NaN.
     unhealthy = torch.where(targets.switches[:, 2] > 0, targets.unhealthy, 0)
     findings = torch.where(targets.switches[:, 3:] > 0, targets.findings, 0)
-    z3 = F.cross_entropy(outputs.health.float(), unhealthy, reduction="none")  # eq. 5
+    z3 = F.binary_cross_entropy_with_logits(  # eq. 5
+        outputs.health[:, 1].float() - outputs.health[:, 0].float(),
+        unhealthy.float(),
+        reduction="none",
+    )
     z4 = F.binary_cross_entropy_with_logits(
         outputs.findings.float(), findings, reduction="none"
     ).sum(dim=1)  # eq. 7
     per_image = torch.stack([z1, z2, z3, z4], dim=1)  # (N, 4)
-    per_image = torch.where(targets.switches > 0, per_image, torch.zeros_like(per_image))
+    on = targets.switches > 0
+    per_image = torch.where(on, per_image * targets.switches, torch.zeros_like(per_image))
     total = per_image.sum(dim=0)  # eq. 8, summed over images
-    return total / targets.switches.sum(dim=0).clamp(min=1) if config.mean else total
+    return total / on.sum(dim=0).clamp(min=1) if config.mean else total
 
 
 def _pixels(logits: Tensor, mask: Tensor, weight: Tensor, mean: bool) -> Tensor:

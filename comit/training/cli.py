@@ -1,43 +1,70 @@
-"""``comit train``."""
+"""``comit train``, ``calibrate``, ``evaluate``, ``baselines`` and ``ablation``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from comit.config import usable_cores
 from comit.errors import MissingExtra
 
+if TYPE_CHECKING:
+    from comit.training.loop import TrainConfig
+
+
+MANIFEST = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
+WORKERS = click.option("--workers", type=click.IntRange(1), help="Threads that read images.")
+RECIPE = click.option(
+    "--recipe",
+    type=click.Choice(["default", "paper", "strong"]),
+    default="default",
+    show_default=True,
+    help="default: AdamW, one cycle, averaged weights. paper: section 3.3, as printed. strong: "
+    "the best measured: sources balanced, more variation, small images first.",
+)
+
+
+def recipe_config(recipe: str, given: dict[str, Any]) -> TrainConfig:
+    """The recipe's options, except for those given that are not None."""
+    from dataclasses import replace
+
+    from comit.training.loop import TrainConfig
+
+    recipes = {"default": TrainConfig, "paper": TrainConfig.paper, "strong": TrainConfig.strong}
+    return replace(recipes[recipe](), **{k: v for k, v in given.items() if v is not None})
+
 
 @click.command(short_help="Train COMiT-Net from a Parquet manifest.")
-@click.argument("manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("manifest", type=MANIFEST)
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     required=True,
     metavar="RUN",
     help="Folder of the run: weights, checkpoint, figures.",
 )
-@click.option(
-    "--recipe",
-    type=click.Choice(["default", "paper"]),
-    default="default",
-    show_default=True,
-    help="default: AdamW, one cycle, averaged weights. paper: section 3.3, as printed.",
-)
+@RECIPE
 @click.option("--width", type=click.FloatRange(0, 4, min_open=True), help="Channel factor.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training images.")
+@click.option("--small-epochs", type=click.IntRange(0), help="How many of them see small images.")
+@click.option("--balance", type=click.FloatRange(0, 1), help="Weight of rare groups; 0 is none.")
+@click.option("--soften", type=click.FloatRange(0, 1), help="Teachers' share in class labels.")
 @click.option("--batch-size", type=click.IntRange(2), help="Images a step.")
 @click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True), help="Step size.")
 @click.option("--seed", type=click.IntRange(0), help="Start of every random number.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@DEVICE
 @click.option(
     "--init",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="VGG16",
-    help="Local torchvision VGG16 weights (.pth, .safetensors) for the encoder; width 1 alone.",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="VGG16|RUN",
+    help="Local torchvision VGG16 weights (.pth, .safetensors) for the encoder, width 1 alone; or "
+    "an earlier run's folder.",
 )
 @click.option(
     "--teacher",
@@ -48,7 +75,7 @@ from comit.errors import MissingExtra
     help="Earlier run whose masks stand in where an image has none; may be repeated.",
 )
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of RUN.")
-@click.option("--workers", type=click.IntRange(1), help="Threads that read images.")
+@WORKERS
 def train(
     manifest: Path,
     out: Path,
@@ -71,21 +98,207 @@ def train(
     Options left out are the recipe's. A run that was killed goes on with --resume and the same
     options, and ends with the weights it would have had.
     """
-    from dataclasses import replace
-
     try:
-        from comit.training.loop import TrainConfig
         from comit.training.loop import train as run
     except ModuleNotFoundError as error:
         raise MissingExtra("comit train", "train") from error
-    config = TrainConfig.paper() if recipe == "paper" else TrainConfig()
     run(
         manifest,
         out,
-        replace(config, **{k: v for k, v in given.items() if v is not None}),
+        recipe_config(recipe, given),
         device=device,
         init=init,
         teachers=teachers,
         resume=resume,
         workers=workers or usable_cores(),
     )
+
+
+@click.command(short_help="Write thresholds and a calibration into a model's card.")
+@click.argument("model")
+@click.argument("manifest", type=MANIFEST)
+@click.option(
+    "--method",
+    type=click.Choice(["platt", "isotonic"]),
+    default="platt",
+    show_default=True,
+    help="Curve from scores to shares: logistic, or steps.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(2),
+    help="Score train and val out of fold, by networks trained for it; else val by MODEL.",
+)
+@click.option("--work", type=FOLDER, help="Folder of what --folds trains; resumed if there.")
+@RECIPE
+@click.option("--epochs", type=click.IntRange(1), help="Passes of each fold's training.")
+@click.option("--small-epochs", type=click.IntRange(0), help="How many of them see small images.")
+@click.option("--width", type=click.FloatRange(0, 4, min_open=True), help="Channel factor.")
+@DEVICE
+@WORKERS
+def calibrate(
+    model: str,
+    manifest: Path,
+    method: Any,
+    folds: int | None,
+    work: Path | None,
+    recipe: str,
+    device: str,
+    workers: int | None,
+    **given: Any,
+) -> None:
+    """Writes thresholds at 90 % and 99 % specificity into the card of MODEL, which `comit screen`
+    takes its flags from, and a calibration of the scores.
+
+    MODEL is a training run's folder or an .onnx file of comit's. Each threshold stands beside the
+    number of negatives behind it and the 95 % interval of its specificity. Val has few negatives:
+    --folds trains as many networks, patients apart, so that train counts as well.
+    """
+    try:
+        from comit.training.calibrate import calibrate as run
+    except ModuleNotFoundError as error:
+        raise MissingExtra("comit calibrate", "train") from error
+    run(
+        model,
+        manifest,
+        method=method,
+        folds=folds or 0,
+        config=recipe_config(recipe, given),
+        work=work,
+        device=device,
+        workers=workers or usable_cores(),
+    )
+
+
+@click.command(short_help="Everything the paper measures, on one page.")
+@click.argument("model")
+@click.argument("manifest", type=MANIFEST)
+@click.option("--split", default="test", show_default=True, help="Which rows of MANIFEST.")
+@click.option("--out", type=FOLDER, required=True, metavar="DIR", help="Folder of the page.")
+@click.option(
+    "--resamples",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    help="Draws of patients behind each interval.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--pictures/--no-pictures", default=True, show_default=True)
+@DEVICE
+@WORKERS
+def evaluate(
+    model: str,
+    manifest: Path,
+    split: str,
+    out: Path,
+    resamples: int,
+    seed: int,
+    pictures: bool,
+    device: str,
+    workers: int | None,
+) -> None:
+    """Writes evaluation.md, evaluation.json and pictures into DIR.
+
+    MODEL is "bundled", a training run's folder or an .onnx file of comit's. COVID-19 against
+    other diseases within one source comes first; each figure has an interval and stands beside
+    the one that needs no model, and beside the paper's where it has one. The pictures show X-rays
+    of MANIFEST: keep them as you keep those.
+    """
+    try:
+        from comit.training.evaluation import EvaluationConfig
+        from comit.training.page import evaluate as run
+    except ModuleNotFoundError as error:
+        raise MissingExtra("comit evaluate", "train") from error
+    run(
+        model,
+        manifest,
+        out,
+        split=split,
+        config=EvaluationConfig(resamples=resamples, seed=seed),
+        pictures=pictures,
+        device=device,
+        workers=workers or usable_cores(),
+    )
+
+
+def _comparison(table: str, help_text: str, short: str) -> click.Command:
+    @click.command(table, help=help_text, short_help=short)
+    @click.argument("manifest", type=MANIFEST)
+    @click.option("--out", type=FOLDER, required=True, metavar="DIR", help="Folder of all rows.")
+    @click.option("--only", multiple=True, metavar="ROW", help="Row to run; may be repeated.")
+    @click.option(
+        "--seed",
+        "seeds",
+        type=click.IntRange(0),
+        multiple=True,
+        default=(0,),
+        show_default=True,
+        help="Once for each initialisation.",
+    )
+    @click.option(
+        "--model",
+        default="bundled",
+        show_default=True,
+        help="Whose embeddings scikit-learn's rows learn from.",
+    )
+    @RECIPE
+    @click.option("--width", type=click.FloatRange(0, 4, min_open=True), help="Channel factor.")
+    @click.option("--epochs", type=click.IntRange(1), help="Passes over the training images.")
+    @click.option(
+        "--small-epochs", type=click.IntRange(0), help="How many of them see small images."
+    )
+    @click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True))
+    @DEVICE
+    @WORKERS
+    def command(
+        manifest: Path,
+        out: Path,
+        only: tuple[str, ...],
+        seeds: tuple[int, ...],
+        model: str,
+        recipe: str,
+        device: str,
+        workers: int | None,
+        **given: Any,
+    ) -> None:
+        try:
+            from comit.training.comparison import compare
+        except ModuleNotFoundError as error:
+            raise MissingExtra(f"comit {table}", "train") from error
+        lines = compare(
+            table,
+            manifest,
+            out,
+            recipe_config(recipe, given),
+            only=only,
+            seeds=seeds,
+            model=model,
+            device=device,
+            workers=workers or usable_cores(),
+        )
+        for line in lines:
+            click.echo(line)
+
+    return command
+
+
+_KEPT = "A finished row is not run again, an interrupted one goes on; one not run says so."
+baselines = _comparison(
+    "baselines",
+    f"""Trains and measures the networks that the paper compares with (table 4, section 4.1).
+
+    DenseNet121, MobileNetV2, ResNet18 and VGG19 of torchvision with a fully connected head, from
+    random weights; scikit-learn's random forest and SVM on embeddings; MONAI's U-Net; SegNet
+    (COMiT-Net with its two mask tasks alone); and COMiT-Net, all on the same split, by the same
+    loop, under the same recipe. Writes baselines.md. {_KEPT}
+    """,
+    "Train and measure the networks of the paper's table 4.",
+)
+ablation = _comparison(
+    "ablation",
+    f"""Trains COMiT-Net on the eight sets of tasks of the paper's table 5; writes ablation.md.
+
+    With --seed three times, the spread over initialisations as in figure 8. {_KEPT}
+    """,
+    "Train and measure the task subsets of the paper's table 5.",
+)

@@ -31,6 +31,8 @@ class Cohort:
     unhealthy: NDArray[np.int8]  # (N,) in {-1, 0, 1}
     findings: NDArray[np.int8]  # (N, 2) in {-1, 0, 1}: COVID, other disease
     source: NDArray[np.str_]  # (N,) the data set each came from
+    patient: NDArray[np.str_]  # (N,) its own name where the manifest names no patient
+    view: NDArray[np.str_]  # (N,) PA, AP, ...; empty where unknown
 
     def __len__(self) -> int:
         return len(self.images)
@@ -50,8 +52,9 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     """Rows of a Parquet training manifest; raises UsageError naming what it lacks.
 
     ``path`` (relative to the manifest), ``split`` (train, val, test), ``healthy``, ``covid``,
-    ``other`` (booleans or null); optional: ``source``, ``lung_boxes`` and ``disease_boxes``
-    (lists of [x, y, w, h] in pixels of the image), ``lung_mask`` and ``disease_mask`` (paths).
+    ``other`` (booleans or null); optional: ``source``, ``patient_id``, ``view``, ``lung_boxes`` and
+    ``disease_boxes`` (lists of [x, y, w, h] in pixels of the image), ``lung_mask`` and
+    ``disease_mask`` (paths).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -114,6 +117,8 @@ def load(
         unhealthy=np.where(healthy == UNKNOWN, UNKNOWN, 1 - healthy).astype(np.int8),
         findings=np.array([[label[r["covid"]], label[r["other"]]] for r in rows], np.int8),
         source=np.array([r.get("source") or "" for r in rows]),
+        patient=np.array([str(r.get("patient_id") or r["path"]) for r in rows]),
+        view=np.array([r.get("view") or "" for r in rows]),
     )
 
 

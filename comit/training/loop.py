@@ -6,6 +6,7 @@ import csv
 import json
 import pickle
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import swa_utils
@@ -23,6 +25,7 @@ from comit.errors import ComitError, UsageError
 from comit.model.loss import LossConfig, Targets, losses
 from comit.model.network import COMiTNet, NetworkConfig, load_vgg16
 from comit.training.augment import Augmentation, augment
+from comit.training.curves import CURVES, draw_curves
 from comit.training.data import Cohort, load, read_manifest
 from comit.training.metrics import Predictions, evaluate
 
@@ -46,6 +49,24 @@ class TrainConfig:
     loss: LossConfig = LossConfig()
     augmentation: Augmentation = Augmentation()
     seed: int = 0
+    ema_warmup: bool = False  # decay (1 + n) / (10 + n) after n steps while that is below ``ema``
+    balance: float = 0.0  # how far labels weigh the same within and across sources; 1 is wholly
+    small: int = 224  # side of the images in the first ``small_epochs``; a multiple of 32
+    soften: float = 0.0  # share of the teachers' scores in the class labels
+    tasks: tuple[int, ...] = (1, 2, 3, 4)  # of the paper's t1 to t4, those that are learned
+    small_epochs: int = 0  # no figures on val in these: the weights are on their way
+
+    @staticmethod
+    def strong() -> TrainConfig:
+        """The best by val of what bench/results/2026-11-22-study.md compares."""
+        return TrainConfig(
+            epochs=44,
+            ema_warmup=True,
+            balance=0.5,
+            small=128,
+            small_epochs=28,
+            augmentation=Augmentation.strong(),
+        )
 
     @staticmethod
     def paper() -> TrainConfig:
@@ -81,13 +102,15 @@ def train(
 ) -> dict[str, Any]:
     """Trains on ``train``, chooses the epoch by ``val``, reports on ``test`` where there is one.
 
-    Writes ``out/weights.safetensors``, ``run.json``, ``metrics.csv`` (an epoch a line) and
-    ``checkpoint.pt``; returns what ``run.json`` holds (:mod:`comit.training.report`). ``init`` is
-    a local VGG16 file for the encoder; ``teachers`` are earlier runs: masks that an image lacks
-    are taken from them, so that every image trains both decoders. With ``resume`` it goes on
-    from the last finished epoch and gives, on a CPU bit for bit, the weights of a run that was
-    not interrupted: every random number derives from the seed and the epoch. (The number of
-    threads has to be the same too: it decides the order of sums.)
+    Writes ``out/weights.safetensors``, ``run.json``, ``metrics.csv`` (an epoch a line; drawn in
+    ``curves.png``) and ``checkpoint.pt``; returns what ``run.json`` holds
+    (:mod:`comit.training.report`). ``init`` is a local VGG16 file for the encoder, or an earlier
+    run to go on from with another recipe;
+    ``teachers`` are earlier runs: masks that an image lacks are taken from them, so that every
+    image trains both decoders, and a share ``config.soften`` of the class labels. With ``resume``
+    it goes on from the last finished epoch and gives, on a CPU bit for bit, the weights of a run
+    that was not interrupted: every random number derives from the seed and the epoch. (The number
+    of threads has to be the same too: it decides the order of sums.)
 
     On an NVIDIA GPU it computes in bf16 (fp16 before Ampere), fp32 parts in TF32, and holds the
     images there if they fit; that path has not been run on a GPU yet.
@@ -122,6 +145,10 @@ def train(
     if resume:
         trainer.restore()
     trainer.run()
+    try:
+        draw_curves(out / METRICS, out / CURVES)
+    except ModuleNotFoundError:
+        console.line(f"no {CURVES}: matplotlib is not installed")
     return write_report(out, cohorts, chosen, console)
 
 
@@ -130,29 +157,44 @@ class Resident(NamedTuple):
 
     images: Tensor  # (N, 224, 224) float16
     masks: Tensor  # (N, 2, 224, 224) uint8: lung, disease; probability times 255
-    unhealthy: Tensor  # (N,) int64; 0 where unknown, as its switch says
-    findings: Tensor  # (N, 2) float32; 0 where unknown
+    unhealthy: Tensor  # (N,) float32 in [0, 1]; 0 where unknown, as its switch says
+    findings: Tensor  # (N, 2) float32 in [0, 1]; 0 where unknown
     switches: Tensor  # (N, 4) float32
     taught: Tensor  # (N, 2) bool: the mask is the teachers'
 
     @staticmethod
-    def of(cohort: Cohort, device: torch.device, teachers: Sequence[COMiTNet] = ()) -> Resident:
+    def of(
+        cohort: Cohort,
+        device: torch.device,
+        teachers: Sequence[COMiTNet] = (),
+        balance: float = 0.0,
+        soften: float = 0.0,
+        tasks: Sequence[int] = (1, 2, 3, 4),
+    ) -> Resident:
         """200 kB an image; at most half of the GPU's free memory is taken.
 
-        With ``teachers``, a mask that an image lacks is the mean of theirs.
+        With ``teachers``, a mask that an image lacks is the mean of theirs, and each class label
+        moves towards the mean of their scores by the share ``soften``. ``balance`` weighs the
+        class labels, see :func:`label_weights`. A task that is not in ``tasks`` is switched off
+        for all.
         """
         masks = np.stack([cohort.lung, cohort.disease], axis=1) * np.uint8(255)
         switches = cohort.switches()
         taught = np.zeros((len(cohort), 2), np.bool_)
+        labels = np.column_stack([cohort.unhealthy, cohort.findings]).clip(0).astype(np.float32)
         if teachers:
             taught = switches[:, :2] == 0
-            masks[taught] = teach(teachers, cohort.images, device)[taught]
+            said = teach(teachers, cohort.images, device)
+            masks[taught] = said.masks[taught]
             switches[:, :2] = 1
+            labels = (1 - soften) * labels + soften * said.scores
+        switches *= label_weights(cohort, balance)
+        switches[:, [t - 1 for t in (1, 2, 3, 4) if t not in tasks]] = 0
         host = Resident(
             images=torch.from_numpy(cohort.images),
             masks=torch.from_numpy(masks),
-            unhealthy=torch.from_numpy(cohort.unhealthy).long().clamp(min=0),
-            findings=torch.from_numpy(cohort.findings).float().clamp(min=0),
+            unhealthy=torch.from_numpy(labels[:, 0].astype(np.float32)),
+            findings=torch.from_numpy(labels[:, 1:].astype(np.float32)),
             switches=torch.from_numpy(switches),
             taught=torch.from_numpy(taught),
         )
@@ -180,24 +222,28 @@ class Trainer:
         init: Path | None,
         console: Console,
         teachers: Sequence[Path] = (),
+        build: Callable[[NetworkConfig], COMiTNet] = COMiTNet,
     ) -> None:
         self.train, self.val, self.out, self.config = train, val, out, config
         self.device, self.console = device, console
+        self.init = init.name if init is not None else None
         self.teachers = [run.name for run in teachers]
         networks = [on_device(load_run(run), device) for run in teachers]
-        self.data = Resident.of(train, device, networks)
+        self.data = Resident.of(
+            train, device, networks, config.balance, config.soften, config.tasks
+        )
         torch.manual_seed(config.seed)
         images = train.images.astype(np.float32)
         network = NetworkConfig(
             config.width, round(float(images.mean()), 4), round(float(images.std()), 4)
         )
-        model = COMiTNet(network)
+        model = build(network)
         if init is not None:
             _initialise(model, init)
         self.model = on_device(model, device)
         self.average = swa_utils.AveragedModel(
             self.model,
-            multi_avg_fn=swa_utils.get_ema_multi_avg_fn(config.ema),  # type: ignore[no-untyped-call]
+            multi_avg_fn=averaging(config.ema, config.ema_warmup),
             use_buffers=True,  # batch norm's statistics are averaged as the weights are
         )
         self.steps = max(1, len(train) // config.batch_size)  # an incomplete last batch is left out
@@ -231,10 +277,12 @@ class Trainer:
                 raise ComitError(
                     f"the loss is not finite in epoch {epoch + 1}; start over with a lower --lr"
                 )
-            figures = evaluate(predict(self.averaged, self.val.images, self.device), self.val)
+            figures = {}
+            if epoch >= self.config.small_epochs:
+                figures = evaluate(predict(self.averaged, self.val.images, self.device), self.val)
             self.seconds += time.monotonic() - started
             self._record(terms, figures)
-            if (score := selection_score(figures)) > self.best:
+            if figures and (score := selection_score(figures)) > self.best:
                 self.best = score
                 self._publish(figures)
             self._checkpoint()
@@ -273,6 +321,8 @@ class Trainer:
             self.config.augmentation,
             generator,
         )
+        if self.epoch < self.config.small_epochs:
+            images, masks = (F.adaptive_avg_pool2d(x, self.config.small) for x in (images, masks))
         targets = Targets(
             lung=masks[:, 0],
             disease=masks[:, 1],
@@ -323,6 +373,7 @@ class Trainer:
             "training": asdict(self.config),
             "epoch": self.epoch + 1,
             "train_images": len(self.train),
+            "init": self.init,
             "teachers": self.teachers,
             "val": figures,
         }
@@ -331,6 +382,7 @@ class Trainer:
     def _checkpoint(self) -> None:
         state = {
             "config": asdict(self.config),
+            "init": self.init,
             "teachers": self.teachers,
             "epoch": self.epoch + 1,
             "best": self.best,
@@ -351,13 +403,51 @@ class Trainer:
             started = state["config"]
         except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise UsageError(f"{path} is not a checkpoint of comit train") from error
-        if changed := [k for k, v in asdict(self.config).items() if started.get(k) != v]:
+        new = asdict(TrainConfig())  # what a checkpoint of an earlier version does not name
+        if changed := [k for k, v in asdict(self.config).items() if started.get(k, new[k]) != v]:
             raise UsageError(f"{self.out} was started with another {', '.join(changed)}")
         if state.get("teachers", self.teachers) != self.teachers:
             raise UsageError(f"{self.out} was started with other teachers")
         self.epoch, self.best, self.seconds = state["epoch"], state["best"], state["seconds"]
         for name in ("model", "average", "optimizer", "schedule", "scaler"):
             getattr(self, name).load_state_dict(state[name])
+
+
+def label_weights(cohort: Cohort, balance: float) -> NDArray[np.float32]:
+    """(N, 4): weights of each image's terms of equation 8; only class labels are weighted.
+
+    A group is a source with a label (COVID or not; healthy or not). An image weighs as the power
+    ``-balance`` of its group's size, with a mean of 1: at 1 all groups of a task weigh the same,
+    so a source's name is worth nothing as an answer where both labels occur in it (Idrissi et
+    al., "Simple data balancing achieves competitive worst-group-accuracy", 2022).
+    """
+    weights = np.ones((len(cohort), 4), np.float32)
+    for task, labels in ((2, cohort.unhealthy), (3, cohort.findings[:, 0])):
+        known = cohort.switches()[:, task] > 0
+        groups = list(zip(cohort.source.tolist(), labels.tolist(), strict=True))
+        sizes = Counter(g for g, k in zip(groups, known, strict=True) if k)
+        raw = np.array(
+            [sizes[g] ** -balance if k else 0 for g, k in zip(groups, known, strict=True)]
+        )
+        if known.any():
+            weights[known, task] = (raw / raw[known].mean())[known]
+    return weights
+
+
+def averaging(decay: float, warmup: bool) -> Callable[[Any, Any, Tensor | int], None]:
+    """The update of averaged weights, with :class:`torch.optim.swa_utils.AveragedModel`.
+
+    With ``warmup`` the decay after n steps is at most (1 + n) / (10 + n), so that the random
+    start is forgotten in tens of steps and not in 1 / (1 - decay) (Polyak averaging as in
+    TensorFlow's ExponentialMovingAverage with ``num_updates``).
+    """
+
+    def update(averaged: Any, current: Any, count: Tensor | int) -> None:
+        n = int(count)
+        now = min(decay, (1 + n) / (10 + n)) if warmup else decay
+        swa_utils.get_ema_multi_avg_fn(now)(averaged, current, count)  # type: ignore[no-untyped-call]
+
+    return update
 
 
 def selection_score(figures: dict[str, float]) -> float:
@@ -384,13 +474,18 @@ def predict(model: COMiTNet, images: NDArray[np.float16], device: torch.device) 
 
 def teach(
     teachers: Sequence[COMiTNet], images: NDArray[np.float16], device: torch.device
-) -> NDArray[np.uint8]:
-    """The teachers' mean masks, (N, 2, 224, 224) probability times 255, each also seen mirrored."""
-    total = np.zeros((len(images), 2, *images.shape[1:]), np.float32)
+) -> Predictions:
+    """The teachers' mean scores and masks of (N, 224, 224) images, each also seen mirrored."""
+    scores = np.zeros((len(images), 3), np.float32)
+    masks = np.zeros((len(images), 2, *images.shape[1:]), np.float32)
     for teacher in teachers:
-        total += predict(teacher, images, device).masks
-        total += predict(teacher, images[..., ::-1].copy(), device).masks[..., ::-1]
-    return np.rint(total / (2 * len(teachers))).astype(np.uint8)
+        for mirror in (1, -1):
+            with autocast(device):  # as they were trained: a label is never exact to 0.01
+                said = predict(teacher, np.ascontiguousarray(images[..., ::mirror]), device)
+            scores += said.scores
+            masks += said.masks[..., ::mirror]
+    shares = np.float32(2 * len(teachers))
+    return Predictions(scores / shares, np.rint(masks / shares).astype(np.uint8))
 
 
 def pick_device(name: str) -> torch.device:
@@ -484,9 +579,15 @@ def load_run(run: Path) -> COMiTNet:
 
 
 def _initialise(model: COMiTNet, path: Path) -> None:
-    """ImageNet weights for the encoder; raises UsageError where the file does not fit."""
+    """ImageNet weights for the encoder, or all weights of a run; raises UsageError."""
     from safetensors import SafetensorError
 
+    if path.is_dir():
+        try:
+            model.load_state_dict(load_run(path).state_dict())
+        except RuntimeError as error:
+            raise UsageError(f"{path} holds a network of another width") from error
+        return
     try:
         load_vgg16(model, path)
     except ValueError as error:

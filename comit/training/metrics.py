@@ -48,23 +48,34 @@ def segmentation(
     other pixels called diseased. ``lung`` and ``disease`` are (N, 224, 224), or one (224, 224)
     for all. A figure that no image is annotated for is left out.
     """
+    measured = per_image(lung, disease, cohort)
+    figures = {k: _mean(v[~np.isnan(v)].tolist()) for k, v in measured.items()}
+    found = measured["disease_dice"]
+    diseased = ~np.isnan(found)
+    figures["lung_images"] = float(np.count_nonzero(~np.isnan(measured["lung_iou"])))
+    figures["disease_images"] = float(np.count_nonzero(diseased))
+    for source in sorted(set(cohort.source[diseased].tolist())):
+        here = found[diseased & (cohort.source == source)]
+        figures[f"disease_dice_within_{source}"] = _mean(here.tolist())
+    return {k: v for k, v in figures.items() if not np.isnan(v)}
+
+
+def per_image(
+    lung: NDArray[np.bool_], disease: NDArray[np.bool_], cohort: Cohort
+) -> dict[str, NDArray[np.float64]]:
+    """The figures of :func:`segmentation` for each image, (N,); NaN where it is not annotated."""
     shape = (len(cohort), *lung.shape[-2:])
     lung, disease = np.broadcast_to(lung, shape), np.broadcast_to(disease, shape)
-    lungs = [iou(lung[i], cohort.lung[i] > 0) for i in np.flatnonzero(cohort.has_lung)]
-    diseased = np.flatnonzero(cohort.has_disease & (cohort.disease.sum(axis=(1, 2)) > 0))
-    truth = cohort.disease > 0
-    figures = {
-        "lung_iou": _mean(lungs),
-        "disease_dice": _mean([dice(disease[i], truth[i]) for i in diseased]),
-        "disease_tpr": _mean([float(disease[i][truth[i]].mean()) for i in diseased]),
-        "disease_fp_area": _mean([float(disease[i][~truth[i]].mean()) for i in diseased]),
-        "lung_images": float(len(lungs)),
-        "disease_images": float(len(diseased)),
-    }
-    for source in sorted(set(cohort.source[diseased].tolist())):
-        here = [i for i in diseased if cohort.source[i] == source]
-        figures[f"disease_dice_within_{source}"] = _mean([dice(disease[i], truth[i]) for i in here])
-    return {k: v for k, v in figures.items() if not np.isnan(v)}
+    names = ("lung_iou", "disease_dice", "disease_tpr", "disease_fp_area")
+    found = {name: np.full(len(cohort), np.nan) for name in names}
+    for i in np.flatnonzero(cohort.has_lung):
+        found["lung_iou"][i] = iou(lung[i], cohort.lung[i] > 0)
+    for i in np.flatnonzero(cohort.has_disease & (cohort.disease.sum(axis=(1, 2)) > 0)):
+        truth = cohort.disease[i] > 0
+        found["disease_dice"][i] = dice(disease[i], truth)
+        found["disease_tpr"][i] = disease[i][truth].mean()
+        found["disease_fp_area"][i] = disease[i][~truth].mean()
+    return found
 
 
 def classification(scores: NDArray[np.generic], cohort: Cohort) -> dict[str, float]:
@@ -133,12 +144,12 @@ def evaluate(predictions: Predictions, cohort: Cohort) -> dict[str, float]:
     }
 
 
-def baselines(train: Cohort, cohort: Cohort) -> dict[str, float]:
-    """The same figures without a model: from the source's name alone.
+def without_model(train: Cohort, cohort: Cohort) -> Predictions:
+    """What one would say of ``cohort`` from the source's name alone, shaped as a model's outputs.
 
     The score of an image is the share of its source's training images that have the label. Its
-    masks are the mean of its source's training masks, cut where that does best on them; of all
-    training masks, where its source has none.
+    masks (255 or 0) are the mean of its source's training masks, cut where that does best on
+    them; of all training masks, where its source has none.
     """
     labels = np.stack([train.unhealthy, train.findings[:, 0], train.findings[:, 1]], axis=1)
     by_source = {
@@ -149,17 +160,18 @@ def baselines(train: Cohort, cohort: Cohort) -> dict[str, float]:
         for s in sorted(set(train.source.tolist()))
     }
     unseen = [0.5] * 3
-    scores = np.array([by_source.get(s, unseen) for s in cohort.source.tolist()])
+    scores = np.array([by_source.get(s, unseen) for s in cohort.source.tolist()], np.float32)
     lung = _templates(train.lung, train.has_lung, train.source, iou)
     diseased = train.has_disease & (train.disease > 0).any(axis=(1, 2))
     disease = _templates(train.disease, diseased, train.source, dice)
     sources = [s if s in by_source else "" for s in cohort.source.tolist()]
-    return {
-        **classification(scores, cohort),
-        **segmentation(
-            np.stack([lung[s] for s in sources]), np.stack([disease[s] for s in sources]), cohort
-        ),
-    }
+    masks = np.stack([np.stack([lung[s], disease[s]]) for s in sources])
+    return Predictions(scores, masks * np.uint8(255))
+
+
+def baselines(train: Cohort, cohort: Cohort) -> dict[str, float]:
+    """The figures of :func:`without_model`."""
+    return evaluate(without_model(train, cohort), cohort)
 
 
 def _templates(

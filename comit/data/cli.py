@@ -1,0 +1,132 @@
+"""``comit data``: the paper's data sets to training manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from comit.data.readers import Found, Row
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group()
+def data() -> None:
+    """Turn published data sets into manifests for `comit train`.
+
+    Nothing is downloaded: get each data set where it is published and agree to its licence. The
+    split is by patient, 70 % train, 10 % val, 20 % test, and printed with the counts of the
+    paper's tables 1 to 3.
+    """
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.argument("folder", type=FOLDER),
+        click.option(
+            "--out",
+            type=click.Path(dir_okay=False, path_type=Path),
+            required=True,
+            help="Parquet manifest to write; paths in it are relative to it.",
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the split."),
+        click.option(
+            "--balance-views", is_flag=True, help="As many AP as PA, healthy and unhealthy."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _finish(found: Found, out: Path, seed: int, balance: bool) -> None:
+    from comit.data.manifest import balance_views, split_by_patient, write
+
+    rows, missing = found
+    if balance:
+        rows = balance_views(rows, seed)
+    split_by_patient(rows, seed)
+    write(rows, out)
+    if missing:
+        click.echo(f"{missing:,} listed pictures are not there and were left out")
+    _report(rows, out)
+
+
+def _report(rows: list[Row], out: Path) -> None:
+    from comit.data.manifest import counts
+
+    for line in counts(rows):
+        click.echo(line)
+    click.echo(f"{len(rows):,} pictures in {out}")
+
+
+def _plain(name: str, help_text: str) -> None:
+    @data.command(name, help=help_text)
+    @_options
+    def command(folder: Path, out: Path, seed: int, balance_views: bool) -> None:
+        from comit.data.readers import READERS
+
+        _finish(READERS[name](folder), out, seed, balance_views)
+
+
+_plain("chestxray14", "ChestX-ray14: Data_Entry_2017*.csv, BBox_List_2017.csv, images*/.")
+_plain("bimcv", "BIMCV-COVID19+: sub-*/ses-*/mod-rx and derivatives/EHR; labels as in 4.4.")
+_plain("radiography", "COVID-19 Radiography Database: COVID, Normal, Lung_Opacity, ...")
+
+
+@data.command()
+@_options
+@click.option(
+    "--uncertain",
+    type=click.Choice(["ignore", "positive", "negative"]),
+    default="ignore",
+    show_default=True,
+    help="What a finding of -1 counts as; ignore: not mentioned.",
+)
+def chexpert(folder: Path, out: Path, seed: int, balance_views: bool, uncertain: Any) -> None:
+    """CheXpert: frontal pictures of train.csv and valid.csv."""
+    from comit.data.readers import chexpert as read
+
+    _finish(read(folder, uncertain), out, seed, balance_views)
+
+
+@data.command("covid-chestxray")
+@_options
+@click.option("--outlines", type=FILE, help="General Blockchain's COCO file of segmentations.")
+def covid_chestxray(
+    folder: Path, out: Path, seed: int, balance_views: bool, outlines: Path | None
+) -> None:
+    """covid-chestxray-dataset (Cohen), with its lung boxes, and outlines where given.
+
+    Outlines are drawn into PNG files in the folder masks beside the manifest.
+    """
+    from comit.data.readers import covid_chestxray as read
+
+    _finish(read(folder, outlines, out.parent / "masks"), out, seed, balance_views)
+
+
+@data.command()
+@_options
+@click.option("--table", type=FILE, required=True, help="CSV: filename, patient, view, finding.")
+@click.option("--source", required=True, help="Name of the collection: SIRM, Eurorad, BSTI, ...")
+def collection(
+    folder: Path, out: Path, seed: int, balance_views: bool, table: Path, source: str
+) -> None:
+    """Any folder with a table: SIRM, Eurorad, BSTI, Radiopaedia, the Spanish collection."""
+    from comit.data.readers import collection as read
+
+    _finish(read(folder, table, source), out, seed, balance_views)
+
+
+@data.command()
+@click.argument("manifests", nargs=-1, required=True, type=FILE)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
+def merge(manifests: tuple[Path, ...], out: Path) -> None:
+    """Several manifests as one, each with its own split."""
+    from comit.data.manifest import merge as join
+
+    _report(join(manifests, out), out)

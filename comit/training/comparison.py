@@ -1,0 +1,287 @@
+"""The paper's tables 4 and 5, section 4.1 and figure 8, each row by the same code and split.
+
+A row is trained into its own folder and leaves ``row.json``; the table is made of those, so that
+it can be filled over many nights. A row that was not run says so.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from comit.bench.machine import machine
+from comit.console import Console
+from comit.errors import MissingExtra, UsageError
+from comit.training.data import UNKNOWN, Cohort, read_manifest
+from comit.training.evaluation import equal_error_rate, sensitivity_at
+from comit.training.loop import (
+    WEIGHTS,
+    TrainConfig,
+    Trainer,
+    load_splits,
+    on_device,
+    pick_device,
+    predict,
+    replace_file,
+    splits,
+)
+from comit.training.metrics import Predictions, area_under_roc, segmentation, without_model
+from comit.training.opened import open_network
+from comit.training.page import embed
+from comit.training.rivals import builder
+
+FIGURES = (
+    "covid_auc_within",
+    "sensitivity_at_99",
+    "sensitivity_at_90",
+    "equal_error_rate",
+    "lung_iou",
+    "disease_tpr",
+    "disease_dice",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table."""
+
+    name: str
+    network: str = "comit"  # see .rivals.builder; "embedding" is scikit-learn on COMiT-Net's
+    tasks: tuple[int, ...] = (1, 2, 3, 4)
+    paper: dict[str, float] = field(default_factory=dict)
+    note: str = ""  # why it is never run here
+
+
+def _table_4(s99: float, s90: float, eer: float) -> dict[str, float]:
+    return {"sensitivity_at_99": s99, "sensitivity_at_90": s90, "equal_error_rate": eer}
+
+
+BASELINES = (
+    Row("densenet121", "densenet121", (3, 4), _table_4(0.608, 0.904, 0.0982)),
+    Row("mobilenet_v2", "mobilenet_v2", (3, 4), _table_4(0.672, 0.936, 0.0804)),
+    Row("resnet18", "resnet18", (3, 4), _table_4(0.560, 0.816, 0.1378)),
+    Row("vgg19", "vgg19", (3, 4), _table_4(0.504, 0.824, 0.1370)),
+    Row("embedding-forest", "embedding", (4,), _table_4(0.792, 0.952, 0.0734)),
+    Row("embedding-svm-sigmoid", "embedding", (4,), _table_4(0.064, 0.240, 0.4146)),
+    # The paper has "Gaussian" and "RBF" as two rows with the same figures; they are one kernel.
+    Row("embedding-svm-rbf", "embedding", (4,), _table_4(0.824, 0.888, 0.1138)),
+    Row("unet", "unet", (1, 2), {"lung_iou": 0.82, "disease_tpr": 0.42}),
+    Row("segnet", "comit", (1, 2), {"lung_iou": 0.83, "disease_tpr": 0.31}),
+    Row(
+        "mask-rcnn",
+        "none",
+        (1, 2),
+        {"lung_iou": 0.85, "disease_tpr": 0.51},
+        "needs torchvision's compiled operators, and is not written",
+    ),
+    Row("comit", paper=_table_4(0.872, 0.968, 0.073) | {"lung_iou": 0.85, "disease_tpr": 0.87}),
+)
+ABLATION = tuple(
+    Row(f"tasks-{''.join(map(str, tasks))}", tasks=tasks, paper={"sensitivity_at_90": value})
+    for tasks, value in (
+        ((1, 2, 3, 4), 0.968),
+        ((4,), 0.844),
+        ((1, 4), 0.944),
+        ((2, 4), 0.576),
+        ((3, 4), 0.678),
+        ((1, 2, 4), 0.928),
+        ((1, 3, 4), 0.872),
+        ((2, 3, 4), 0.544),
+    )
+)
+TABLES = {"baselines": BASELINES, "ablation": ABLATION}
+
+
+def compare(
+    table: str,
+    manifest: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    only: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (0,),
+    model: str = "bundled",
+    device: str = "auto",
+    workers: int = 2,
+    console: Console | None = None,
+) -> list[str]:
+    """Trains and measures rows of ``table`` (baselines, ablation); returns lines of its page.
+
+    ``only`` names rows; without it all. Each is run once a seed: with three the page has the
+    spread of figure 8. ``model`` gives the embeddings for scikit-learn's rows. Figures are of
+    ``test``, and the epoch is chosen on ``val``. ``out/ROW-SEED`` keeps a run: a finished one is
+    not repeated, an interrupted one goes on. Rows whose package is missing say so. Raises
+    UsageError.
+    """
+    console = console or Console()
+    rows = {r.name: r for r in TABLES[table]}
+    if unknown := [n for n in only if n not in rows]:
+        raise UsageError(f"no row {unknown[0]!r}; there are {', '.join(rows)}")
+    chosen = pick_device(device)
+    cohorts = load_splits(splits(read_manifest(manifest), manifest), manifest, workers, console)
+    if "test" not in cohorts:
+        raise UsageError(f"{manifest} has no rows with split 'test'")
+    missing: dict[str, str] = {}
+    for name in only or rows:
+        row = rows[name]
+        if row.note:
+            continue
+        for seed in seeds:
+            place = out / f"{name}-{seed}"
+            if (place / "row.json").exists():
+                continue
+            place.mkdir(parents=True, exist_ok=True)
+            console.line(f"{name}, seed {seed}")
+            options = replace(config, seed=seed, tasks=row.tasks)
+            try:
+                predictions = (
+                    _embedded(name, model, cohorts, chosen, seed)
+                    if row.network == "embedding"
+                    else _trained(row, cohorts, place, options, chosen, console)
+                )
+            except MissingExtra as error:
+                missing[name] = str(error)
+                continue
+            figures = measured(predictions, cohorts["test"], row.tasks)
+            _keep(place, row, options, figures, model)
+    lines = page(table, out, missing, without_model(cohorts["train"], cohorts["test"]), cohorts)
+    text = "\n".join(lines) + "\n"
+    replace_file(out / f"{table}.md", lambda p: p.write_text(text, encoding="utf-8"))
+    return lines
+
+
+def measured(predictions: Predictions, cohort: Cohort, tasks: tuple[int, ...]) -> dict[str, float]:
+    """The figures of tables 4 and 5 and of section 4.1 that these tasks answer."""
+    figures: dict[str, float] = {}
+    covid, score = cohort.findings[:, 0], predictions.scores[:, 1]
+    known = covid != UNKNOWN
+    if 4 in tasks and len(np.unique(covid[known])) == 2:
+        within = []
+        for source in sorted(set(cohort.source.tolist())):
+            here = known & (cohort.source == source) & (cohort.unhealthy == 1)
+            within.append(area_under_roc(covid[here], score[here]))
+        if not np.isnan(within).all():
+            figures["covid_auc_within"] = float(np.nanmean(within))
+        figures["sensitivity_at_99"] = sensitivity_at(covid[known], score[known], 0.99)
+        figures["sensitivity_at_90"] = sensitivity_at(covid[known], score[known], 0.90)
+        figures["equal_error_rate"] = equal_error_rate(covid[known], score[known])
+    masks = predictions.masks >= 128
+    drawn = segmentation(masks[:, 0], masks[:, 1], cohort)
+    wanted = {1: ("lung_iou",), 2: ("disease_tpr", "disease_dice")}
+    return figures | {
+        k: drawn[k] for task, names in wanted.items() if task in tasks for k in names if k in drawn
+    }
+
+
+def page(
+    table: str,
+    out: Path,
+    missing: dict[str, str],
+    without: Predictions,
+    cohorts: dict[str, Cohort],
+) -> list[str]:
+    """Markdown of what ``out`` holds: mean of the seeds, and their standard deviation."""
+    lines = [
+        f"# {table.capitalize()}",
+        "",
+        "Ours on the split test, the paper's on its own test set in brackets. COVID-19 against "
+        "other diseases within a source comes first: the other COVID-19 figures are across "
+        "sources, and the source's name alone has those of the first row. With several seeds: "
+        "mean and standard deviation.",
+        "",
+        f"| row | seeds | {' | '.join(FIGURES)} |",
+        "| --- " * (len(FIGURES) + 2) + "|",
+    ]
+    nothing = measured(without, cohorts["test"], (1, 2, 3, 4))
+    cells = [f"{nothing[k]:.3f}" if k in nothing else "" for k in FIGURES]
+    lines.append(f"| no model | | {' | '.join(cells)} |")
+    for row in TABLES[table]:
+        runs = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted(out.glob(f"{row.name}-[0-9]*/row.json"))
+        ]
+        cells = []
+        for name in FIGURES:
+            values = [r["figures"][name] for r in runs if name in r["figures"]]
+            cell = f"{np.mean(values):.3f}" if values else ""
+            if len(values) > 1:
+                cell += f" ± {np.std(values, ddof=1):.3f}"
+            cells.append(cell + (f" ({row.paper[name]:.3f})" if name in row.paper else ""))
+        why = row.note or missing.get(row.name, "")
+        ran = ", ".join(str(r["seed"]) for r in runs) or f"not run{': ' + why if why else ''}"
+        lines.append(f"| {row.name} | {ran} | {' | '.join(cells)} |")
+    return lines
+
+
+def _trained(
+    row: Row,
+    cohorts: dict[str, Cohort],
+    place: Path,
+    config: TrainConfig,
+    device: torch.device,
+    console: Console,
+) -> Predictions:
+    from safetensors.torch import load_file
+
+    trainer = Trainer(
+        cohorts["train"],
+        cohorts["val"],
+        place,
+        config,
+        device,
+        None,
+        console,
+        build=builder(row.network),
+    )
+    if (place / "checkpoint.pt").exists():
+        trainer.restore()
+    trainer.run()
+    best = trainer.averaged
+    best.load_state_dict(load_file(place / WEIGHTS))
+    return predict(on_device(best, device), cohorts["test"].images, device)
+
+
+def _embedded(
+    name: str, model: str, cohorts: dict[str, Cohort], device: torch.device, seed: int
+) -> Predictions:
+    """scikit-learn's classifiers of COVID-19 on the embeddings of a trained COMiT-Net."""
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    network = on_device(open_network(model).network, device)
+    train, test = (embed(network, cohorts[s].images) for s in ("train", "test"))
+    label = cohorts["train"].findings[:, 0]
+    known = label != UNKNOWN
+    said: NDArray[Any]
+    if name == "embedding-forest":
+        forest = RandomForestClassifier(500, random_state=seed)
+        said = forest.fit(train[known], label[known]).predict_proba(test)[:, 1]
+    else:
+        kernel = name.removeprefix("embedding-svm-")
+        machine_ = make_pipeline(StandardScaler(), SVC(kernel=kernel, random_state=seed))
+        said = machine_.fit(train[known], label[known]).decision_function(test)
+    scores = np.zeros((len(test), 3), np.float32)
+    scores[:, 1] = said
+    return Predictions(scores, np.zeros((len(test), 2, *cohorts["test"].images.shape[1:]), "u1"))
+
+
+def _keep(
+    place: Path, row: Row, config: TrainConfig, figures: dict[str, float], model: str
+) -> None:
+    kept = {
+        "row": row.name,
+        "seed": config.seed,
+        "figures": figures,
+        "machine": machine(),
+    }
+    kept |= {"embeddings_of": model} if row.network == "embedding" else {"training": asdict(config)}
+    text = json.dumps(kept, indent=1) + "\n"
+    replace_file(place / "row.json", lambda p: p.write_text(text, encoding="utf-8"))

@@ -1,0 +1,51 @@
+"""A trained network with its card, from wherever it lies."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from comit.card import BUNDLED, Card, card_path, open_model
+from comit.errors import UsageError
+from comit.export.cli import run_card
+from comit.export.to_onnx import load_network
+from comit.model.network import COMiTNet
+from comit.training.loop import load_run, read_description, replace_file, write_description
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network in evaluation mode, float32, and what is said about it."""
+
+    network: COMiTNet
+    card: Card
+    path: Path  # a run's folder or a model file
+
+    def write(self, card: Card) -> Path:
+        """Replaces operating points and calibration by those of ``card``; returns the file.
+
+        That file is the card beside a model, or ``run.json``, from which an export takes them.
+        """
+        if self.path.is_dir():
+            fields = asdict(card)
+            changed = {k: fields[k] for k in ("operating_points", "calibration")}
+            write_description(self.path, read_description(self.path) | changed)
+            return self.path / "run.json"
+        target = card_path(self.path)
+        try:
+            replace_file(target, card.write)
+        except OSError as error:
+            raise UsageError(f"{target} cannot be written: {error.strerror}") from error
+        return target
+
+
+def open_network(model: str) -> Opened:
+    """``model`` is a training run's folder, an .onnx file of comit's, or "bundled".
+
+    A file in fp16 gives its rounded weights in float32. Raises UsageError and ModelError.
+    """
+    path = BUNDLED if model == "bundled" else Path(model)
+    if path.is_dir():
+        return Opened(load_run(path), run_card(path), path)
+    card, content = open_model(path)
+    return Opened(load_network(content), card, path)

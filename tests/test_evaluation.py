@@ -1,0 +1,168 @@
+"""Figures against worked numbers, and the page that a person reads."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+from click.testing import CliRunner
+from drawn_cohorts import cohort
+
+from comit.card import Card, OperatingPoint
+from comit.training.cli import evaluate as command
+from comit.training.evaluation import (
+    EvaluationConfig,
+    decisions,
+    equal_error_rate,
+    evaluation,
+    questions,
+    resampled,
+    sensitivity_at,
+)
+from comit.training.metrics import Predictions
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CARD = Card(
+    name="m",
+    sha256="",
+    width=1.0,
+    mean=0.5,
+    std=0.25,
+    operating_points={"90": OperatingPoint(0.5, 0.5, {"unhealthy": 4, "covid": 4})},
+)
+
+
+def test_sensitivity_at_a_specificity_is_read_off_the_curve() -> None:
+    labels = np.array([0] * 10 + [1] * 4)
+    scores = np.array([*np.linspace(0, 0.9, 10), 0.05, 0.85, 0.95, 0.99])
+    assert sensitivity_at(labels, scores, 0.90) == 0.75  # one negative of ten above 0.85
+    assert sensitivity_at(labels, scores, 0.99) == 0.5  # none of ten above 0.95
+    assert sensitivity_at(labels, scores, 0.0) == 1.0
+
+
+def test_equal_error_rate_is_where_both_errors_meet() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    assert equal_error_rate(labels, labels.astype(float)) == 0.0
+    one_wrong = np.array([0.1, 0.2, 0.3, 0.8, 0.4, 0.7, 0.9, 1.0])
+    assert equal_error_rate(labels, one_wrong) == pytest.approx(0.25)
+    assert equal_error_rate(labels, np.full(8, 0.5)) == pytest.approx(0.5)
+
+
+def test_decisions_are_counted() -> None:
+    said = decisions(np.array([1, 1, 1, 0, 0]), np.array([True, True, False, True, False]))
+    assert said == {
+        "accuracy": 3 / 5,
+        "precision": 2 / 3,
+        "recall": 2 / 3,
+        "specificity": 1 / 2,
+        "f1": 2 / 3,
+    }
+    nobody = decisions(np.array([1, 0]), np.array([False, False]))
+    assert nobody["precision"] is None and nobody["f1"] == 0.0
+
+
+def test_patients_are_drawn_whole() -> None:
+    patients = np.array(["b", "a", "b", "c", "b"])
+    draws = resampled(patients, EvaluationConfig(resamples=50, seed=1))
+    assert len(draws) == 50
+    for draw in draws:
+        counts = np.bincount(draw, minlength=5)
+        assert counts[0] == counts[2] == counts[4]
+        assert counts[0] + counts[1] + counts[3] == 3  # as many patients as there are
+    again = resampled(patients, EvaluationConfig(resamples=50, seed=1))
+    assert all(np.array_equal(a, b) for a, b in zip(draws, again, strict=True))
+
+
+def test_covid_within_a_source_is_the_first_question() -> None:
+    labels = cohort([0, 0, 1, 1, 1], [0, 0, 1, 0, 1], ["a", "a", "b", "b", "b"])
+    asked = list(questions(labels))
+    assert asked[0].name == "covid against other disease, within b"
+    assert asked[0].chosen.tolist() == [False, False, True, True, True]
+    names = [q.name for q in asked]
+    assert "unhealthy, within a" not in names  # healthy alone: nothing to tell apart
+    assert "unhealthy, sources mixed" in names
+
+
+@pytest.fixture(scope="module")
+def found() -> dict:
+    n = 40
+    labels = cohort([0] * 20 + [1] * 20, [0] * 30 + [1] * 10, ["a"] * 20 + ["b"] * 20)
+    for i in range(20):
+        labels.lung[i, :112] = 1
+    labels.has_lung[:20] = True
+    rising = np.linspace(0, 1, n, dtype=np.float32)
+    masks = np.zeros((n, 2, 224, 224), np.uint8)
+    masks[:10, 0, :112] = 255  # ten lungs right, ten wholly missed
+    scores = np.repeat(rising[:, None], 3, axis=1)
+    return evaluation(
+        Predictions(scores, masks), labels, labels, CARD, EvaluationConfig(resamples=100)
+    )
+
+
+def test_figures_stand_beside_their_interval_and_the_no_model_figure(found: dict) -> None:
+    asked = found["questions"]["covid against other disease, within b"]
+    assert (asked["positives"], asked["negatives"]) == (10, 10)
+    expected = {"value": 1.0, "low": 1.0, "high": 1.0, "no_model": 0.5}
+    assert asked["figures"]["auc"] == pytest.approx(expected)
+    mixed = found["questions"]["covid, sources mixed"]["figures"]["auc"]
+    assert mixed["no_model"] == pytest.approx((10 * 20 + 10 * 10 / 2) / (10 * 30))
+    lung = found["masks"]["lung_iou"]
+    assert lung["value"] == 0.5 and lung["images"] == 20
+    assert 0.2 < lung["low"] < 0.5 < lung["high"] < 0.8
+    assert lung["no_model"] == 1.0
+
+
+def test_the_cards_threshold_is_used_as_screening_uses_it(found: dict) -> None:
+    at = found["questions"]["unhealthy, sources mixed"]["at"]["90"]
+    assert at["recall"] == 1.0 and at["specificity"] == 1.0  # 0.5 falls between the two halves
+
+
+def test_the_papers_figures_stand_beside_ours(found: dict) -> None:
+    rows = {r["figure"]: r for r in found["paper"]}
+    assert rows["covid, sources mixed: sensitivity_at_90"]["paper"] == 0.968
+    assert rows["lung_iou"]["ours"] == found["masks"]["lung_iou"]
+    assert rows["disease_tpr"]["ours"] is None  # nobody drew disease here
+
+
+def test_the_command_writes_a_page_pictures_and_json(
+    finished: Path, cohort_manifest: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "page"
+    options = ["--out", str(out), "--resamples", "20", "--device", "cpu"]
+    done = CliRunner().invoke(command, [str(finished), str(cohort_manifest), *options])
+    assert done.exit_code == 0, done.output
+    text = (out / "evaluation.md").read_text()
+    assert text.index("within one source") < text.index("The paper's figures")
+    assert "Research use only" in text
+    for name in re.findall(r"\]\((\S+\.png)\)", text):
+        assert (out / name).read_bytes()[:4] == b"\x89PNG"
+    assert len(re.findall(r"\.png\)", text)) == 5
+    kept = json.loads((out / "evaluation.json").read_text())
+    assert kept["images"] == 4 and kept["seed"] == 0
+    again = tmp_path / "again"
+    options = ["--out", str(again), "--resamples", "20", "--device", "cpu", "--no-pictures"]
+    assert CliRunner().invoke(command, [str(finished), str(cohort_manifest), *options])
+    assert not list(again.glob("*.png"))
+    repeated = json.loads((again / "evaluation.json").read_text())
+    assert repeated["questions"] == kept["questions"] and repeated["masks"] == kept["masks"]
+
+
+def test_a_calibrated_card_shows_both_curves() -> None:
+    labels = cohort([0] * 20 + [1] * 20, [0] * 40, ["a"] * 40)
+    scores = np.repeat(np.linspace(0.4, 0.6, 40, dtype=np.float32)[:, None], 3, axis=1)
+    sharp = {"unhealthy": {"method": "platt", "slope": 20.0, "intercept": 0.0}}
+    kept = evaluation(
+        Predictions(scores, np.zeros((40, 2, 224, 224), np.uint8)),
+        labels,
+        labels,
+        replace(CARD, calibration=sharp),
+        EvaluationConfig(resamples=2),
+    )["calibration"]["unhealthy"]
+    assert kept["calibrated"]["brier"] < kept["raw"]["brier"]
