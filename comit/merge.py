@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ def merge(
     """
     import pyarrow as pa
 
-    doubtful = duplicated(lambda: (*parts(), *earlier()))
+    doubtful = duplicated(lambda: chain(parts(), earlier()))
     secret = metadata["comit_identifiers"].startswith("none")
     run_id, began = run
     tally, writer = Tally(), None

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 STAGING = ".comit"  # in a folder of results
 JOURNAL, RUN, MERGED, KEY, LOCK = "commit.json", "run.json", "merged.parquet", "key", "lock"
-ROW_GROUP = 8192  # rows
+ROW_GROUP = 8192  # rows of a row group, and
+HELD_BYTES = 8 * 2**20  # what they may take while they are gathered: memory stays flat
 COMPACT_ROWS = 1_000_000  # of a file that compacting leaves alone
 # What a night may not differ in from those before, by its name in the metadata of their files.
 SAME = {
@@ -252,13 +253,14 @@ def row_groups(file: Path) -> Iterator[pa.Table]:
 
 
 def gathered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Tables put together until they make up a row group."""
+    """Tables put together until they make up a row group, or are large."""
     import pyarrow as pa
 
     held: list[pa.Table] = []
     for table in tables:
         held.append(table.replace_schema_metadata())
-        if sum(t.num_rows for t in held) >= ROW_GROUP:
+        large = sum(t.nbytes for t in held) >= HELD_BYTES
+        if large or sum(t.num_rows for t in held) >= ROW_GROUP:
             yield pa.concat_tables(held)
             held = []
     if held:

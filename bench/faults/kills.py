@@ -24,7 +24,8 @@ def archive(folder: Path, files: int, seed: int = 0) -> None:
     for i in range(files):
         below = folder / f"{i // 1000:03d}"
         below.mkdir(parents=True, exist_ok=True)
-        picture = noise.integers(0, 256, (64, 64), np.uint8)
+        picture = cv2.GaussianBlur(noise.integers(0, 256, (64, 64), np.uint8), (0, 0), 4)
+        picture = cv2.normalize(picture, picture, 0, 255, cv2.NORM_MINMAX)
         data = cv2.imencode(".png", picture)[1].tobytes()
         (below / f"{i}.png").write_bytes(data[:-30] if i % 50 == 7 else data)
 
