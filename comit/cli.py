@@ -208,7 +208,7 @@ def screen(
         signal.signal(number, ask_to_stop)
     for path in (report_to, options.metrics_file):
         if path is not None:
-            check_writable(path)
+            check_writable(path, Path(out))
     try:
         report = run(source, out, options, console=said, stop=stop)
     except KeyboardInterrupt:
@@ -217,7 +217,13 @@ def screen(
         import json
         from dataclasses import asdict
 
-        report_to.write_text(json.dumps(asdict(report), indent=1) + "\n")
+        try:
+            report_to.write_text(json.dumps(asdict(report), indent=1) + "\n")
+        except OSError as error:
+            raise ComitError(
+                f"the results are complete; the report {report_to} cannot be written: "
+                f"{error.strerror}"
+            ) from error
     if not quiet:
         from comit.summary import summary
 
@@ -226,14 +232,21 @@ def screen(
         sys.exit(3)
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, out: Path) -> None:
     """Raises UsageError now rather than after a night where a report cannot be written."""
     from comit.errors import UsageError
 
+    if path.resolve() == out.resolve():
+        raise UsageError(f"{path} is the output; give each file a name of its own")
+    there = path.exists()
+    if there and not path.is_file():
+        raise UsageError(f"{path} is not a file")
     try:
         path.open("a").close()
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    if not there:  # an empty file would be one more to screen, or be left by a run that is refused
+        path.unlink()
 
 
 @main.command()

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -60,6 +60,10 @@ class Console:
             self._write(f"comit: {text}", "error", {"exit_code": exit_code})
 
     def _write(self, text: str, event: str, known: dict[str, object]) -> None:
+        with suppress(OSError, ValueError):  # a full disk under the log ends no night
+            self._print(text, event, known)
+
+    def _print(self, text: str, event: str, known: dict[str, object]) -> None:
         if self.json:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             said = {"time": now, "event": event, "message": text, **known}

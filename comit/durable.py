@@ -87,7 +87,7 @@ def parquet(
     """A writer whose footer is written only if all went well."""
     import pyarrow.parquet as pq
 
-    writer = pq.ParquetWriter(file, schema, compression=compression)
+    writer = pq.ParquetWriter(file, schema, compression=compression, write_page_checksum=True)
     try:
         yield writer
         writer.close()

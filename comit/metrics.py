@@ -96,7 +96,7 @@ def _last_success(path: Path) -> float | None:
     """When the last run succeeded, from the file that it left."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, IndexError):
         for family in text_string_to_metric_families(path.read_text()):
             if family.name == SUCCESS:
                 return float(family.samples[0].value)

@@ -118,10 +118,23 @@ def screen(
     workers = options.workers or min(usable_cores(), 32)
     with Sink(out, options.restart, options.retry_failed) as sink, ExitStack() as stack:
         names = identifiers(options, sink)
-        taken = Selection(
-            options.pattern, (sink.out, sink.staging), names, options.keep, options.root
-        )
+        ours = tuple(p for p in (sink.out, sink.staging, options.metrics_file) if p)
+        taken = Selection(options.pattern, ours, names, options.keep, options.root)
         private = names.mode != "plain"
+        root = options.root or (source if source.is_dir() else source.parent)
+        settings: dict[str, Any] = {
+            "input": names.text(os.fsencode(source.resolve())),
+            "root": names.text(os.fsencode(root.resolve())),
+            "pattern": options.pattern,
+            "model": card.sha256,
+            "preprocessing": preprocess_version,
+            "operating point": asdict(point) if point else None,
+            "masks": options.masks,
+            "view policy": options.view_policy,
+            "identifiers": names.described(),
+            "schema": SCHEMA_VERSION,
+        }
+        sink.accept(metadata(card.name, settings))
         if not sink.list(lambda to, files: write_worklist(source, to, files, taken), private):
             Metrics(options.metrics_file, sink).succeeded()
             return nothing_new(sink)
@@ -136,21 +149,7 @@ def screen(
             precision=options.precision,
             batch_size=options.batch_size,
         )
-        root = options.root or (source if source.is_dir() else source.parent)
-        settings = {
-            "input": names.text(os.fsencode(source.absolute())),
-            "root": names.text(os.fsencode(root.absolute())),
-            "pattern": options.pattern,
-            "model": card.sha256,
-            "preprocessing": preprocess_version,
-            "engine": engine.name,
-            "precision": engine.precision,
-            "operating point": asdict(point) if point else None,
-            "masks": options.masks,
-            "view policy": options.view_policy,
-            "identifiers": names.described(),
-            "schema": SCHEMA_VERSION,
-        }
+        settings |= {"engine": engine.name, "precision": engine.precision}
         sink.freeze(settings, metadata(card.name, settings))
         started = time.perf_counter()
         with (
@@ -227,8 +226,8 @@ def metadata(model: str, settings: dict[str, Any]) -> dict[str, str]:
         "comit_model": model,
         "comit_model_sha256": settings["model"],
         "comit_preprocessing": settings["preprocessing"],
-        "comit_engine": settings["engine"],
-        "comit_precision": settings["precision"],
+        "comit_engine": settings.get("engine", ""),
+        "comit_precision": settings.get("precision", ""),
         "comit_thresholds": json.dumps(settings["operating point"]),
         "comit_view_policy": settings["view policy"],
         "comit_identifiers": settings["identifiers"],

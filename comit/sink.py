@@ -16,7 +16,6 @@ place and empties the folder.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -32,11 +31,12 @@ from comit.merge import CONTENT, Tally, final_schema, merge
 from comit.results import FINDINGS, IDENTITY, Row, schema
 from comit.ring import nameless
 from comit.source import OWN_COLUMNS, SHARD, Item, read_items, rechunk
-from comit.target import KEY, LOCK, MERGED, RUN, STAGING, Folder, find
+from comit.target import KEY, LOCK, MERGED, RUN, STAGING, Folder, clear, find, read_state
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+LOCK_TRIES = 100  # each lost to a run that removed its folder just then
 Enumerate = Callable[[BinaryIO, BinaryIO], None]
 
 
@@ -104,7 +104,12 @@ class Sink:
                 )
             with self._stopping():
                 durable.write_json(path, {"key": os.urandom(32).hex()})
-        return bytes.fromhex(json.loads(path.read_text())["key"])
+        return bytes.fromhex(read_state(path, ("key",))["key"])
+
+    def accept(self, metadata: dict[str, str]) -> None:
+        """Raises UsageError where results of this ``metadata`` cannot join those that are here."""
+        if (self._grows or self._retry) and not self.resumable:
+            self._target.refuse(metadata)
 
     def list(self, enumerate_to: Enumerate, private: bool = False) -> int:
         """Makes the work list and returns its length; a list that a run froze stands.
@@ -112,6 +117,7 @@ class Sink:
         Without ``private`` the items' paths are kept beside it. With it they are only in memory,
         and a resumed run finds them again by their ``row_id``.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         fresh = not self.resumable
@@ -121,10 +127,15 @@ class Sink:
             if fresh or private:
                 paths = self._enumerate(enumerate_to, fresh, private)
             if not private:
-                paths = (self.staging / "paths.parquet").open("rb")
+                paths = self._kept_paths()
         self._closing.enter_context(paths)
-        self._worklist = pq.ParquetFile(self.staging / "worklist.parquet")
-        self._files = pq.ParquetFile(paths)
+        try:
+            self._worklist = pq.ParquetFile(self.staging / "worklist.parquet")
+            self._files = pq.ParquetFile(paths)
+        except (OSError, pa.ArrowException):
+            raise UsageError(
+                f"the work list of {self.out} is damaged; --restart forgets that run"
+            ) from None
         for opened in (self._worklist, self._files):
             self._closing.enter_context(opened)
         self.items = int(self._worklist.metadata.num_rows)
@@ -135,11 +146,11 @@ class Sink:
         """Freezes the work list together with what the run's rows will depend on.
 
         ``metadata`` goes into the results. Raises UsageError naming every setting that differs
-        from the run to be resumed, or from the results that these are to join.
+        from the run to be resumed, or the columns that earlier results have not.
         """
-        settings = {**settings, "retry failed": self._retry}
+        settings = {**settings, "--retry-failed": self._retry}
         if self.resumable:
-            run = json.loads((self.staging / RUN).read_text())
+            run = read_state(self.staging / RUN, ("run_id", "began", "settings"))
             if changed := [k for k, v in settings.items() if run["settings"].get(k) != v]:
                 raise UsageError(
                     f"{self.out} has an unfinished run with another {', '.join(changed)}; "
@@ -147,7 +158,7 @@ class Sink:
                 )
         else:
             if self._grows or self._retry:
-                self._target.refuse(metadata, final_schema(self._part_schema()))
+                self._target.refuse_columns(final_schema(self._part_schema()))
             run = {
                 "run_id": os.urandom(8).hex(),
                 "began": datetime.now(UTC).replace(microsecond=0).isoformat(),
@@ -252,7 +263,7 @@ class Sink:
                         _take(pq.ParquetFile(listed), wanted, file)
                 _take(pq.ParquetFile(paths), wanted, chosen)
             else:
-                rows = self._realigned(pq.read_table(listed, columns=["row_id"]))
+                rows = self._realigned(pq.read_table(listed, columns=["row_id", "name"]))
                 files = pq.read_table(paths).take(rows)
                 pq.write_table(files, chosen, row_group_size=SHARD)
             if private:
@@ -260,6 +271,15 @@ class Sink:
         for name in ("listed.parquet", "listed-paths.parquet"):
             (self.staging / name).unlink(missing_ok=True)
         return chosen
+
+    def _kept_paths(self) -> BinaryIO:
+        try:
+            return (self.staging / "paths.parquet").open("rb")
+        except FileNotFoundError:
+            raise UsageError(
+                f"{self.out} has an unfinished run that kept no paths: it was begun with other "
+                "identifiers; run as before to resume it, or add --restart to begin again"
+            ) from None
 
     def _place(self, name: str, private: bool) -> BinaryIO:
         return nameless() if private else durable.create(self.staging / name)
@@ -272,21 +292,25 @@ class Sink:
 
         before = None
         if self._grows or self._retry:
-            before = self._target.earlier(("row_id", "file_size", "file_mtime", "status"))
+            before = self._target.earlier(("row_id", "path", "file_size", "file_mtime", "status"))
         if before is None:
             return None
-        now = pq.read_table(listed, columns=["row_id", "size", "mtime"])
+        now = pq.read_table(listed, columns=["row_id", "path", "size", "mtime"])
         at = pc.index_in(now["row_id"], before["row_id"].combine_chunks())
         was = before.take(at)
         stamps = (
             (now["size"], was["file_size"]),
             (now["mtime"], was["file_mtime"].cast(pa.int64())),
         )
+        # What cannot be looked at has not changed: a share that is away takes no row back.
+        here = pc.is_valid(now["size"])
+        path = pc.not_equal(pc.fill_null(now["path"], ""), pc.fill_null(was["path"], ""))
         size, mtime = (pc.not_equal(pc.fill_null(a, -1), pc.fill_null(b, -1)) for a, b in stamps)
         new, failed = pc.is_null(at), pc.fill_null(pc.equal(was["status"], "failed"), False)
         wanted = pc.and_(failed, self._retry)
         if self._grows:
-            wanted = pc.or_(wanted, pc.or_(new, pc.or_(size, mtime)))
+            changed = pc.and_(here, pc.or_(path, pc.or_(size, mtime)))
+            wanted = pc.or_(wanted, pc.or_(new, changed))
         self.unchanged = now.num_rows - pc.sum(wanted).as_py()
         return wanted.combine_chunks()
 
@@ -295,15 +319,17 @@ class Sink:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        frozen = pq.read_table(self.staging / "worklist.parquet", columns=["row_id"])
-        return pc.index_in(frozen["row_id"], listed["row_id"].combine_chunks())
+        frozen = pq.read_table(self.staging / "worklist.parquet", columns=["row_id", "name"])
+        # The id of a manifest's row may have got another file since: both must be the same.
+        now, then = (
+            pc.binary_join_element_wise(t["row_id"], t["name"], "\0") for t in (listed, frozen)
+        )
+        return pc.index_in(then, now.combine_chunks())
 
     def _clear(self) -> None:
         """Removes all of an earlier run, the frozen settings first."""
         (self.staging / RUN).unlink(missing_ok=True)
-        for path in self.staging.iterdir():
-            if path.name not in self._target.outlive:
-                path.unlink()
+        clear(self.staging, self._target.outlive)
 
     # -- parts --------------------------------------------------------------------------------
 
@@ -359,7 +385,7 @@ class Sink:
         if not path.exists():
             return None
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(path, page_checksum_verification=True)
             expected = self._worklist.read_row_group(shard, columns=["row_id"])["row_id"]
             if table.schema == self._part_schema() and table["row_id"] == expected:
                 return table
@@ -374,12 +400,15 @@ class Sink:
         import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(self._partial(shard), columns=["row_id", *FINDINGS])
+            columns = ["row_id", *FINDINGS]
+            partial = self._partial(shard)
+            table = pq.read_table(partial, columns=columns, page_checksum_verification=True)
         except (OSError, pa.ArrowException):
             return {}
         ids = self._worklist.read_row_group(shard, columns=["row_id"])["row_id"].to_pylist()
         position = {row_id: shard * SHARD + i for i, row_id in enumerate(ids)}
-        return {position[row.pop("row_id")]: Row(**row) for row in table.to_pylist()}
+        rows = {position.get(row.pop("row_id")): Row(**row) for row in table.to_pylist()}
+        return {index: row for index, row in rows.items() if index is not None}
 
     def _stopping(self) -> durable.stopping:
         return durable.stopping(self.out)
@@ -388,7 +417,7 @@ class Sink:
 def lock(out: Path, staging: Path) -> int:
     """Makes the staging folder and takes its lock; raises UsageError where another run has it."""
     path = staging / LOCK
-    while True:
+    for _ in range(LOCK_TRIES):
         try:
             staging.mkdir(mode=0o700, parents=staging.parent == out, exist_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -414,6 +443,7 @@ def lock(out: Path, staging: Path) -> int:
             raise UsageError(
                 f"{out} cannot be locked: {error.strerror}; give a file system that has flock"
             ) from error
+    raise UsageError(f"{out} cannot be written: its folder takes no files")
 
 
 def compact(out: Path, rows: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comit import durable
 from comit.errors import Stopped, UsageError
@@ -29,6 +29,7 @@ from comit.errors import Stopped, UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+MAGIC, SUFFIXES = b"PAR1", (".parquet", ".parq", ".pq")
 STAGING = ".comit"  # in a folder of results
 JOURNAL, RUN, MERGED, KEY, LOCK = "commit.json", "run.json", "merged.parquet", "key", "lock"
 ROW_GROUP = 8192  # rows of a row group, and
@@ -76,21 +77,25 @@ class Target(ABC):
         tables = [pq.read_table(f, columns=list(columns)) for f in self.files()]
         return pa.concat_tables(t.replace_schema_metadata() for t in tables) if tables else None
 
-    def refuse(self, metadata: dict[str, str], schema: pa.Schema) -> None:
-        """Raises UsageError where these results cannot join those that are here.
-
-        They have one model, one set of columns and one input folder.
-        """
+    def refuse(self, metadata: dict[str, str]) -> None:
+        """Raises UsageError where results of this metadata cannot join those that are here."""
         import pyarrow.parquet as pq
 
         for file in self.files()[-1:]:
-            before = pq.read_schema(file)
-            found = {k.decode(): v.decode() for k, v in (before.metadata or {}).items()}
+            before = pq.read_schema(file).metadata or {}
+            found = {k.decode(): v.decode() for k, v in before.items()}
             if changed := [name for k, name in SAME.items() if found.get(k) != metadata[k]]:
                 raise UsageError(
                     f"{self.out} holds results of another {', '.join(changed)}; run as before, "
                     "or give these results another --out"
                 )
+
+    def refuse_columns(self, schema: pa.Schema) -> None:
+        """Raises UsageError where a run has other columns than the results that are here."""
+        import pyarrow.parquet as pq
+
+        for file in self.files()[-1:]:
+            before = pq.read_schema(file)
             if before.remove_metadata() != schema.remove_metadata():
                 both = {*before.names} ^ {*schema.names}
                 raise UsageError(
@@ -143,8 +148,19 @@ class Folder(Target):
             raise UsageError(f"{out} cannot be written: {error.strerror}") from error
 
     def files(self) -> list[Path]:
-        """The nights, and what compacting made of them."""
-        return sorted(p for p in self.out.glob("*.parquet") if not p.name.startswith((".", "_")))
+        """The nights, and what compacting made of them; raises UsageError for what is neither."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        found = sorted(p for p in self.out.glob("*.parquet") if p.name[0] not in "._")
+        for file in found:
+            try:
+                names = pq.read_schema(file).names
+            except (OSError, pa.ArrowException):
+                names = []
+            if "row_id" not in names or "file_mtime" not in names:
+                raise UsageError(f"{file} holds no results of comit; move it out of the folder")
+        return found
 
     def put(self, merged: Path, name: str, carry: bool) -> None:
         """Adds a night; rows that older files have of the same items leave those."""
@@ -162,14 +178,15 @@ class Folder(Target):
                 file, left, lambda t: t.filter(pc.invert(pc.is_in(t["row_id"], new))), None
             )
             (replaced if rows else removed).append(file.name)
-        self._commit(name, replaced, removed)
+        self._commit(name, replaced, removed, ends=True)
 
-    def _commit(self, name: str, replaced: list[str], removed: list[str]) -> None:
+    def _commit(self, name: str, replaced: list[str], removed: list[str], ends: bool) -> None:
         """The point of no return: from here on the change is made, by this run or the next."""
         for file in (MERGED, *(f"left-{n}" for n in replaced)):
             durable.as_others_may_read(self.staging / file)
         durable.write_json(
-            self.staging / JOURNAL, {"add": name, "replace": replaced, "remove": removed}
+            self.staging / JOURNAL,
+            {"add": name, "replace": replaced, "remove": removed, "ends": ends},
         )
         self.recover()
 
@@ -178,7 +195,9 @@ class Folder(Target):
         journal = self.staging / JOURNAL
         if not journal.exists():
             return
-        change = json.loads(journal.read_text())
+        change = read_state(journal, ("add", "replace", "remove", "ends"))
+        if any("/" in n for n in (change["add"], *change["replace"], *change["remove"])):
+            raise UsageError(f"{journal} is damaged: it names files that are not in {self.out}")
         success = self.out / "_SUCCESS"
         success.unlink(missing_ok=True)
         durable.sync(self.out)
@@ -192,7 +211,8 @@ class Folder(Target):
         durable.sync(self.out)
         success.touch()
         durable.sync(self.out)
-        (self.staging / RUN).unlink(missing_ok=True)
+        if change["ends"]:  # compacting leaves an interrupted run as it is
+            (self.staging / RUN).unlink(missing_ok=True)
         durable.sync(self.staging)
         journal.unlink()
         durable.sync(self.staging)
@@ -200,9 +220,7 @@ class Folder(Target):
     def tidy(self) -> None:
         """Empties the staging folder; of a data set that never came to be nothing stays."""
         if self.files():
-            for path in self.staging.iterdir():
-                if path.name not in self.outlive:
-                    path.unlink()
+            clear(self.staging, self.outlive)
             return
         shutil.rmtree(self.staging, ignore_errors=True)
         if not any(self.out.iterdir()):
@@ -231,16 +249,53 @@ class Folder(Target):
         if pq.read_metadata(merged).num_rows != expected:
             raise Stopped(f"{merged} is incomplete; nothing was changed")
         name = f"compact-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}.parquet"
-        self._commit(name, [], [f.name for f in small])
+        self._commit(name, [], [f.name for f in small], ends=False)
         return len(small), expected
+
+
+def clear(staging: Path, outlive: Sequence[str]) -> None:
+    """Removes what a run left in its staging folder."""
+    for path in staging.iterdir():
+        if path.name not in outlive:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def find(out: Path | str) -> Target:
     """A folder if there is one, or if the name ends in ``/`` or has no suffix; else a file."""
-    path = Path(out)
+    path = Path(os.path.realpath(out))  # a link stays, what it leads to is replaced
+    if not str(out) or (path.exists() and not (path.is_file() or path.is_dir())):
+        raise UsageError(f"{str(out)!r} is neither a file nor a folder that could hold results")
     if path.is_dir() or (not path.exists() and (str(out).endswith("/") or not path.suffix)):
         return Folder(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"{path} will be a Parquet file: end its name in .parquet, or in / for a folder"
+        )
+    if path.exists() and not is_parquet(path):
+        raise UsageError(f"{path} exists and holds no results; give another name")
     return File(path)
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file begins and ends as a Parquet file does."""
+    with path.open("rb") as file:
+        begins = file.read(4) == MAGIC
+        file.seek(-min(4, path.stat().st_size), os.SEEK_END)
+        return begins and file.read() == MAGIC
+
+
+def read_state(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """A JSON file that comit wrote; raises UsageError where it is damaged."""
+    try:
+        found = json.loads(path.read_text())
+        if isinstance(found, dict) and all(k in found for k in keys):
+            return found
+    except ValueError:
+        pass
+    raise UsageError(f"{path} is damaged; move it away and run again")
 
 
 def row_groups(file: Path) -> Iterator[pa.Table]:

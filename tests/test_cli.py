@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -81,7 +82,8 @@ def test_failed_rows_give_exit_code_3(tmp_path, tiny_model, pictures):
 
 def test_wrong_use_is_one_line_exit_2_and_nothing_overwritten(tmp_path, tiny_model, pictures):
     out = tmp_path / "r.parquet"
-    out.write_text("kept")
+    pq.write_table(pa.table({"kept": [1]}), out)
+    before = out.read_bytes()
     empty = tmp_path / "empty"
     empty.mkdir()
     no_path = tmp_path / "m.csv"
@@ -105,7 +107,16 @@ def test_wrong_use_is_one_line_exit_2_and_nothing_overwritten(tmp_path, tiny_mod
     manifest.write_text("path\na.png\n")
     one_line(comit("screen", manifest, "--out", manifest, "--model", tiny_model), 2, "is the input")
     assert manifest.read_text() == "path\na.png\n"
-    assert out.read_text() == "kept"
+    thesis = tmp_path / "thesis.parquet"
+    thesis.write_text("years of work")
+    one_line(comit("screen", pictures, "--out", thesis, "--model", tiny_model), 2, "no results")
+    one_line(comit("screen", pictures, "--out", "r.csv", "--model", tiny_model), 2, "in .parquet")
+    one_line(comit("screen", pictures, "--out", "/dev/null", "--model", tiny_model), 2, "neither")
+    one_line(comit("screen", pictures, "--out", "", "--model", tiny_model), 2, "neither")
+    one_line(comit(*screen, pictures, "--report", out), 2, "is the output")
+    one_line(comit(*screen, pictures, "--metrics-file", "/dev/null"), 2, "is not a file")
+    assert thesis.read_text() == "years of work"
+    assert out.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
 

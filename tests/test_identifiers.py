@@ -138,3 +138,17 @@ def test_names_in_any_encoding_are_hashed_by_their_bytes():
     assert Identifiers("hashed", KEY).path(b"\xff.png") == hashed(b"\xff.png")
     assert Identifiers().path(b"\xff.png") == "\\xff.png"
     assert Identifiers("none", KEY).path(b"a") is None
+
+
+@pytest.mark.parametrize("mode", ["hashed", "none"])
+def test_a_resumed_list_takes_no_other_file_for_an_id(tmp_path, archive, tiny_model, key, mode):
+    manifest, out, stop = archive / "m.csv", tmp_path / "r.parquet", threading.Event()
+    hidden = {"identifiers": mode, "key": key if mode == "hashed" else None}
+    manifest.write_text("id,path\n1,Doe-0.dcm\n2,Doe-1.dcm\n")
+    stop.set()
+    with pytest.raises(Stopped):
+        chosen = Options(model=tiny_model, precision="fp32", **hidden)
+        screen(manifest, out, chosen, console=QUIET, stop=stop)
+    manifest.write_text("id,path\n1,Doe-2.dcm\n2,Doe-1.dcm\n")
+    _, rows = run(manifest, out, tiny_model, **hidden)
+    assert [r["reason"] for r in rows] == ["vanished", None]

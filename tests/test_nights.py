@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import cv2
@@ -57,7 +58,8 @@ def test_a_name_says_whether_it_is_a_file_or_a_folder(tmp_path):
     assert isinstance(find(f"{tmp_path}/r.d/"), Folder)
     assert isinstance(find(tmp_path / "results"), Folder)
     (tmp_path / "plain").write_bytes(b"")
-    assert isinstance(find(tmp_path / "plain"), File)
+    with pytest.raises(UsageError, match=r"end its name in \.parquet"):
+        find(tmp_path / "plain")
 
 
 def test_a_night_screens_what_is_new_and_leaves_the_rest_as_it_is(tmp_path, night, pictures):
@@ -276,3 +278,110 @@ def test_a_disk_that_fails_while_a_night_is_put_in_place_is_repaired(
     assert night().unchanged == 10
     assert len(rows(folder)) == 10
     assert len(nights(folder)) == 2
+
+
+def manifest_of(pictures, name, **columns):
+    pq.write_table(pa.table(columns), pictures / name)
+    return pictures / name
+
+
+def test_an_id_that_gets_another_file_is_screened_again(tmp_path, night, pictures):
+    stamp = (pictures / "0.png").stat().st_mtime_ns
+    (pictures / "b.png").write_bytes((pictures / "0.png").read_bytes())
+    os.utime(pictures / "b.png", ns=(stamp, stamp))
+    night(manifest_of(pictures, "m.parquet", id=["1"], path=["0.png"]))
+    assert night(manifest_of(pictures, "m.parquet", id=["1"], path=["b.png"])).rows == 1
+    (row,) = rows(tmp_path / "results").values()
+    assert (row["row_id"], row["path"]) == ("1", "b.png")
+
+
+def test_a_share_that_is_away_takes_no_row_back(tmp_path, night, pictures):
+    manifest = manifest_of(pictures, "m.parquet", path=["0.png", "1.png"])
+    night(manifest)
+    before = rows(tmp_path / "results")
+    (pictures / "0.png").rename(tmp_path / "away.png")
+    assert night(manifest).unchanged == 2
+    assert rows(tmp_path / "results") == before
+
+
+def test_one_file_is_what_its_folder_knows_it_as(tmp_path, night, pictures):
+    night(pictures / "0.png")
+    assert night(pictures).unchanged == 1
+    assert len(rows(tmp_path / "results")) == 9
+
+
+def test_compacting_leaves_an_interrupted_run_as_it_is(tmp_path, night, pictures):
+    stop = threading.Event()
+    for name in ("a.png", "b.png"):
+        night()
+        add(pictures, name)
+    stop.set()
+    chosen = Options(model=find_model(night), precision="fp32", workers=1)
+    with pytest.raises(Stopped):
+        screen(pictures, tmp_path / "results", chosen, console=QUIET, stop=stop)
+    frozen = (tmp_path / "results" / ".comit" / "run.json").read_bytes()
+    assert compact(tmp_path / "results", 100) == (2, 10)
+    assert (tmp_path / "results" / ".comit" / "run.json").read_bytes() == frozen
+    night()
+    assert len(rows(tmp_path / "results")) == 11
+
+
+def find_model(night):
+    return night.__closure__[[*night.__code__.co_freevars].index("tiny_model")].cell_contents
+
+
+def test_a_retry_of_other_settings_is_refused(tmp_path, night, pictures):
+    (pictures / "broken.png").write_bytes(b"")
+    out = tmp_path / "r.parquet"
+    night(out=out)
+    with pytest.raises(UsageError, match="another identifiers or key"):
+        night(out=out, retry_failed=True, identifiers="none")
+    moved = shutil.copytree(pictures, tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="another input folder"):
+        night(source=moved, out=out, retry_failed=True)
+
+
+def test_what_is_no_result_in_the_folder_is_named(tmp_path, night, pictures):
+    night()
+    (tmp_path / "results" / "x.parquet").write_bytes(b"garbage")
+    for action in (night, lambda: compact(tmp_path / "results", 9)):
+        with pytest.raises(UsageError, match=r"x\.parquet holds no results of comit"):
+            action()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"add": "a"}'])
+def test_a_damaged_journal_is_named(tmp_path, night, pictures, content):
+    night()
+    (tmp_path / "results" / ".comit" / "commit.json").write_text(content)
+    with pytest.raises(UsageError, match=r"commit\.json is damaged"):
+        night()
+
+
+def test_a_journal_reaches_no_file_outside(tmp_path, night, pictures):
+    night()
+    (tmp_path / "victim").touch()
+    change = {"add": "n", "replace": [], "remove": ["../victim"], "ends": True}
+    (tmp_path / "results" / ".comit" / "commit.json").write_text(json.dumps(change))
+    with pytest.raises(UsageError, match="names files that are not in"):
+        night()
+    assert (tmp_path / "victim").exists()
+
+
+def test_a_changed_bit_inside_a_part_is_found_out(tmp_path):
+    from test_sink import N, check, fill, opened
+
+    out = tmp_path / "r.parquet"
+    with pytest.raises(Stopped), opened(out, N) as sink:
+        fill(sink, N - 1)
+    part = tmp_path / ".r.parquet.comit" / "part-00000.parquet"
+    whole = part.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for at in range(100, footer, footer // 7):
+        part.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(Stopped), opened(out, N) as sink:
+            assert sink._verified(part, 0) is None
+            raise Stopped("looked")
+    with opened(out, N) as sink:
+        assert fill(sink) >= 1
+        sink.finish()
+    check(out, N)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,7 +17,7 @@ METADATA = {"comit_model": "m", "comit_identifiers": "plain"}
 
 
 def lister(n):
-    items = [Item(f"id{i}", f"{i}.png", b"%d" % i) for i in range(n)]
+    items = [Item(f"id{i}", f"{i}.png", b"%d" % i, f"{i}.png") for i in range(n)]
 
     def enumerate_to(to, paths):
         with Writer(to, paths) as writer:
@@ -97,10 +98,11 @@ def test_a_damaged_part_is_done_again(tmp_path):
 
 def test_the_old_result_stays_until_the_new_one_is_whole(tmp_path):
     out = tmp_path / "r.parquet"
-    out.write_text("old")
+    pq.write_table(pa.table({"old": [1]}), out)
+    before = out.read_bytes()
     with pytest.raises(Stopped), opened(out, N) as sink:
         fill(sink, 10)
-    assert out.read_text() == "old"
+    assert out.read_bytes() == before
 
 
 def test_resuming_with_other_settings_is_refused_by_name(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from comit.errors import UsageError
 from comit.identifiers import Identifiers
 from comit.reasons import Fail, Skip
-from comit.source import SHARD, Selection, read_items, write_worklist
+from comit.source import SHARD, Selection, microseconds, read_items, write_worklist
 
 
 def items(source: Path, tmp_path: Path, pattern: str = "*", exclude=(), **selection):
@@ -156,7 +156,7 @@ def test_a_long_manifest_is_cut_into_shards(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"file": ["a"]}, "no column 'path'; it has file"),
+        ({"file": ["a"]}, "no column 'path' among its 1"),
         ({"path": [1]}, "column 'path' is int64"),
         ({"path": pa.array([], pa.string())}, "has no rows"),
         ({"path": ["a", "b"], "id": ["1", "1"]}, "rows 0 and 1 have the same id"),
@@ -222,3 +222,39 @@ def test_hidden_identifiers_are_nowhere_in_the_list(tmp_path):
     assert listed["ward"].to_pylist() == [7]
     with pytest.raises(UsageError, match="no column 'bed' to keep"):
         items(manifest, tmp_path, identifiers=secret, keep=("bed",))
+
+
+def test_a_manifest_that_breaks_off_later_is_refused_without_quoting_it(tmp_path):
+    lines = ["path,id"] + [f"{i}.png,{i}" for i in range(150_000)]
+    (tmp_path / "m.csv").write_text("\n".join([*lines, "x.png,Doe^Jane,1", ""]))
+    with pytest.raises(UsageError, match="cannot be read after row") as caught:
+        items(tmp_path / "m.csv", tmp_path)
+    assert "Doe" not in str(caught.value) and caught.value.__suppress_context__
+    (tmp_path / "n.csv").write_text("Doe^Jane,7\na.png,8\n")
+    with pytest.raises(UsageError, match="no column 'path' among its 2") as caught:
+        items(tmp_path / "n.csv", tmp_path)
+    assert "Doe" not in str(caught.value)
+
+
+def test_a_missing_root_is_refused(tmp_path):
+    manifest = write(tmp_path / "m.parquet", path=["a"])
+    with pytest.raises(UsageError, match="is not a folder"):
+        items(manifest, tmp_path, root=tmp_path / "away")
+
+
+def test_kept_columns_carry_no_more_than_their_values(tmp_path):
+    ward = pa.DictionaryArray.from_arrays([0], ["7", "Doe"])
+    field = pa.field("ward", ward.type, metadata={"note": "Doe"})
+    table = pa.table([["a"], ward], schema=pa.schema([pa.field("path", pa.string()), field]))
+    pq.write_table(table, tmp_path / "m.parquet")
+    secret = Identifiers("hashed", b"k" * 16)
+    items(tmp_path / "m.parquet", tmp_path, identifiers=secret, keep=("ward",))
+    assert b"Doe" not in (tmp_path / "work" / "list.parquet").read_bytes()
+    listed = pq.read_table(tmp_path / "work" / "list.parquet")
+    assert listed["ward"].to_pylist() == ["7"] and listed.schema.field("ward").metadata is None
+
+
+def test_times_that_no_calendar_has_are_clamped(tmp_path):
+    assert microseconds(10**22) == 253_402_300_799_000_000
+    assert microseconds(-(10**22)) == -62_135_596_800_000_000
+    assert microseconds(1_700_000_000_123_456_789) == 1_700_000_000_123_456

@@ -78,7 +78,7 @@ def night(out: str, changed: range = range(0), items: int = ITEMS, model: str = 
 
     def listed(to: BinaryIO, paths: BinaryIO) -> None:
         found = [
-            Item(f"id{i}", f"{i}.png", b"%d" % i, i + 1000 * (i in changed), i)
+            Item(f"id{i}", f"{i}.png", b"%d" % i, f"{i}.png", i + 1000 * (i in changed), i)
             for i in range(items)
         ]
         with Writer(to, paths) as writer:

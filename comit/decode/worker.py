@@ -34,6 +34,7 @@ from comit.decode import Image, Limits, ViewPolicy, open_image
 from comit.errors import ItemError
 from comit.preprocess import SIZE, preprocess
 from comit.reasons import Fail, Skip
+from comit.source import microseconds
 
 AHEAD = 2  # items a process has at once: the next waits in its pipe while it decodes
 SLOT = 2**20  # bytes of a slot: 1024 x 1024 of 8 bits; a grid takes 200,704
@@ -195,4 +196,4 @@ def read_file(file: bytes, limit: int) -> Contents:
     if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
         raise ItemError(Fail.CHANGED)
     crc32 = deflate_crc32(data)
-    return Contents(data, before.st_size, before.st_mtime_ns // 1000, crc32)
+    return Contents(data, before.st_size, microseconds(before.st_mtime_ns), crc32)

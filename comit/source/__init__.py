@@ -5,6 +5,7 @@ run reads it shard by shard however many items there are:
 
     row_id   hash of the relative path's bytes, or the manifest's id
     path     as results show it: bytes that are not UTF-8 as \\xNN, a hash, or null
+    name     the same, but never null: what a resumed run knows the item by, with its row_id
     size     bytes, when it was listed; null where that is not known
     mtime    microseconds since 1970, likewise
     problem  a reason known before the file is opened, or null
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHARD = 512  # rows of one part: what a kill -9 can cost
-OWN_COLUMNS = ("row_id", "path", "size", "mtime", "problem")
+OWN_COLUMNS = ("row_id", "path", "name", "size", "mtime", "problem")
 PARQUET_MAGIC = b"PAR1"
+EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_000_000  # microseconds since 1970
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Item:
     row_id: str
     path: str | None
     file: bytes
+    name: str = ""
     size: int | None = None
     mtime: int | None = None
     problem: Skip | Fail | None = None
@@ -80,8 +83,8 @@ def write_worklist(
     if source.is_dir():
         items = folder.items(source, selection)
     else:
-        name = os.fsencode(source)
-        items = iter([item(name, name, selection.identifiers)])
+        file, name = os.fsencode(source), os.fsencode(source.name)  # as if its folder were screened
+        items = iter([item(file, name, selection.identifiers)])
     with Writer(to, files) as writer:
         while chunk := list(islice(items, SHARD)):
             writer.write(chunk)
@@ -130,6 +133,7 @@ def worklist_schema() -> pa.Schema:
         [
             pa.field("row_id", pa.string(), nullable=False),
             pa.field("path", pa.string()),
+            pa.field("name", pa.string(), nullable=False),
             pa.field("size", pa.int64()),
             pa.field("mtime", pa.int64()),
             pa.field("problem", pa.string()),
@@ -152,6 +156,7 @@ def read_items(work: pa.Table, files: pa.Table) -> list[Item]:
             r["row_id"],
             r["path"],
             file or b"",
+            r["name"],
             r["size"],
             r["mtime"],
             REASONS.get(r["problem"]) if file is not None else Fail.VANISHED,
@@ -169,7 +174,8 @@ def item(
 ) -> Item:
     """The item of a file that is called ``name`` in the results."""
     size, mtime = stamp(file, known)
-    return Item(identifiers.row_id(name), identifiers.path(name), file, size, mtime, problem)
+    row_id, path, text = identifiers.row_id(name), identifiers.path(name), identifiers.text(name)
+    return Item(row_id, path, file, text, size, mtime, problem)
 
 
 def stamp(file: bytes, known: os.stat_result | None = None) -> tuple[int | None, int | None]:
@@ -178,7 +184,12 @@ def stamp(file: bytes, known: os.stat_result | None = None) -> tuple[int | None,
         found = known or os.stat(file)  # noqa: PTH116 (bytes)
     except (OSError, ValueError):  # ValueError: a zero byte in the name
         return None, None
-    return found.st_size, found.st_mtime_ns // 1000
+    return found.st_size, microseconds(found.st_mtime_ns)
+
+
+def microseconds(ns: int) -> int:
+    """A time that a timestamp can hold: between the years 1 and 9999."""
+    return min(max(ns // 1000, EARLIEST), LATEST)
 
 
 def unlike(names: Iterable[str], taken: Iterable[str]) -> list[str]:

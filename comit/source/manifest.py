@@ -46,38 +46,42 @@ def is_manifest(path: Path) -> bool:
 
 def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -> None:
     """Writes the work list of ``manifest``; raises UsageError naming file, row and column."""
-    import pyarrow as pa
 
     from comit.results import COLUMNS
 
     schema, batches = _open(manifest)
     identifiers, names = selection.identifiers, [n for n in schema.names if n not in ("path", "id")]
-    if identifiers.mode != "plain":
+    hidden = identifiers.mode != "plain"
+    if hidden:
         if unknown := [n for n in selection.keep if n not in names]:
             raise UsageError(f"{manifest} has no column {unknown[0]!r} to keep")
         names = [n for n in names if n in selection.keep]
     renamed = unlike(names, (*COLUMNS, *OWN_COLUMNS))
     if duplicates := [n for n, k in Counter(renamed).items() if k > 1]:
         raise UsageError(f"{manifest} has two columns that both become {duplicates[0]!r}")
-    passed = [_plain(schema.field(n)).with_name(r) for n, r in zip(names, renamed, strict=True)]
+    passed = [
+        _plain(schema.field(n), hidden).with_name(r) for n, r in zip(names, renamed, strict=True)
+    ]
     seen: dict[str, int] = {}
     occurrences: Counter[bytes] = Counter()
+    if selection.root is not None and not selection.root.is_dir():
+        raise UsageError(f"the root {selection.root} is not a folder")
     base, count = os.fsencode(selection.root or manifest.parent), 0
     jail = os.path.realpath(base) if selection.root else None
     with Writer(to, files, passed) as writer:
-        for table in rechunk(batches, SHARD):
-            paths = table["path"].cast(pa.string()).to_pylist()
-            ids = table["id"].cast(pa.string()).to_pylist() if "id" in schema.names else None
+        for table in rechunk(_readable(manifest, batches), SHARD):
+            paths = _texts(manifest, table, "path", count)
+            ids = _texts(manifest, table, "id", count) if "id" in schema.names else None
             items = []
             for i, path in enumerate(paths):
                 name = os.fsencode(path) if path else b""
                 if ids is None:
                     identity = identifiers.row_id(name, occurrences[name])
                     occurrences[name] += 1
-                elif ids[i] is None:
+                elif (given := ids[i]) is None:
                     raise UsageError(f"{manifest}: row {count + i} has no id")
                 else:
-                    identity = identifiers.given(ids[i])
+                    identity = identifiers.given(given)
                 if (first := seen.setdefault(identity, count + i)) != count + i:
                     raise UsageError(f"{manifest}: rows {first} and {count + i} have the same id")
                 file = os.path.join(base, name)  # noqa: PTH118 (bytes)
@@ -86,8 +90,8 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
                     problem = Skip.OUTSIDE_ROOT
                 known = stamp(file) if problem is None else (None, None)
                 shown = identifiers.path(name) if path else path
-                items.append(Item(identity, shown, file, *known, problem))
-            writer.write(items, [_storage(table[n]) for n in names])
+                items.append(Item(identity, shown, file, identifiers.text(name), *known, problem))
+            writer.write(items, [_storage(table[n], hidden) for n in names])
             count += len(paths)
     if not count:
         raise UsageError(f"{manifest} has no rows")
@@ -96,25 +100,70 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
 def _leaves(base: bytes, name: bytes, jail: bytes | None) -> bool:
     """Whether a path leads out of where it may: by ``..``, or with a root in any way at all."""
     if jail is not None:
+        if b"\0" in name:
+            return False  # nothing can be opened by such a name
         real = os.path.realpath(os.path.join(base, name))  # noqa: PTH118 (bytes)
         return os.path.commonpath([jail, real]) != jail
     return not os.path.isabs(name) and os.path.normpath(name).split(b"/")[0] == b".."  # noqa: PTH117
 
 
-def _plain(field: pa.Field) -> pa.Field:
-    """A field without an extension type: code behind such a type's name is never called."""
+def _plain(field: pa.Field, hidden: bool) -> pa.Field:
+    """A field without an extension type: code behind such a type's name is never called.
+
+    Where identifiers are hidden also without metadata and dictionary, which can hold a name that
+    no row has.
+    """
     import pyarrow as pa
 
     kind = field.type
-    return field.with_type(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else field
+    if isinstance(kind, pa.BaseExtensionType):
+        field = field.with_type(kind.storage_type)
+    elif hidden and pa.types.is_dictionary(kind):
+        field = field.with_type(kind.value_type)
+    return field.remove_metadata() if hidden else field
 
 
-def _storage(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _storage(column: pa.ChunkedArray, hidden: bool) -> pa.ChunkedArray:
     import pyarrow as pa
 
+    if hidden and pa.types.is_dictionary(column.type):
+        return column.cast(column.type.value_type)
     if not isinstance(column.type, pa.BaseExtensionType):
         return column
     return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+
+
+def _readable(manifest: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches; an error of Arrow, which quotes the table, becomes one that does not."""
+    import pyarrow as pa
+
+    rows = 0
+    while True:
+        try:
+            batch = next(batches, None)
+            if batch is not None:
+                batch.validate(full=True)
+        except (OSError, pa.ArrowException):
+            raise UsageError(
+                f"{manifest} cannot be read after row {rows}: a row of another length, or text "
+                "that is not UTF-8"
+            ) from None
+        if batch is None:
+            return
+        rows += batch.num_rows
+        yield batch
+
+
+def _texts(manifest: Path, table: pa.Table, name: str, row: int) -> list[str | None]:
+    import pyarrow as pa
+
+    try:
+        texts: list[str | None] = table[name].cast(pa.string()).to_pylist()
+        return texts
+    except (pa.ArrowException, UnicodeDecodeError):
+        raise UsageError(
+            f"{manifest}: column {name!r} holds no text, or none in UTF-8, after row {row}"
+        ) from None
 
 
 def _open(manifest: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -128,7 +177,9 @@ def _open(manifest: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
             # Identifiers keep their leading zeros: what could be a number stays as written.
             header = pa.csv.open_csv(manifest).schema.names
             texts = pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True
+                column_types=dict.fromkeys(header, pa.string()),
+                strings_can_be_null=True,
+                null_values=[""],  # a ward may be called NA
             )
             reader = pa.csv.open_csv(manifest, convert_options=texts)
             schema, batches = reader.schema, iter(reader)
@@ -137,10 +188,13 @@ def _open(manifest: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
             schema, batches = file.schema_arrow, file.iter_batches(batch_size=SHARD)
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{manifest} is not a Parquet or CSV table that can be read") from error
+    if "path" not in schema.names:  # without a header, names of columns could be patients'
+        raise UsageError(
+            f"{manifest} has no column 'path' among its {len(schema.names)}; the first line names "
+            "the columns, and the files' is called path"
+        )
     if twice := [n for n, k in Counter(schema.names).items() if k > 1]:
         raise UsageError(f"{manifest} has two columns {twice[0]!r}")
-    if "path" not in schema.names:
-        raise UsageError(f"{manifest} has no column 'path'; it has {', '.join(schema.names)}")
     kind = schema.field("path").type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
