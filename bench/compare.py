@@ -23,7 +23,7 @@ from comit.bench.peers import PEERS, Answer, Task, missing
 from comit.bench.steady import spread
 from comit.bench.throughput import listed, run
 from comit.config import usable_cores
-from comit.engine import gpu_present, load_engine
+from comit.engine import load_engine
 from comit.errors import ComitError, ParityError, UsageError
 from comit.screen import Options
 
@@ -98,9 +98,12 @@ def measure(
             for name, answers in found.items()
             if answers
         ),
-        *(not_run(name, PEERS[name].what, PEERS[name].precision, why) for name, why in absent.items()),
         *(
-            not_run(name, name, "", "written for no GPU: " + ("" if gpu_present() else "none here"))
+            not_run(name, PEERS[name].what, PEERS[name].precision, why)
+            for name, why in absent.items()
+        ),
+        *(
+            not_run(name, name, "", "needs a GPU; written without one, so not at all")
             for name in ("DALI", "nvImageCodec")
             if not only
         ),

@@ -224,7 +224,9 @@ def ray_data(task: Task) -> Callable[[], Scores]:
     """Ray Data: files decoded by tasks, ONNX Runtime in an actor."""
     ray: Any = import_module("ray")
     data: Any = import_module("ray.data")
-    ray.init(num_cpus=task.cores, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        num_cpus=task.cores, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+    )
     data.DataContext.get_current().enable_progress_bars = False
     model, cores = task.model, task.cores
 
@@ -331,7 +333,8 @@ def main() -> None:
     task = Task(**{**given, "paths": tuple(given["paths"])})
     peer = PEERS[task.peer]
     run = peer.run(task)
-    marks, scores = [], []
+    marks: list[tuple[float, int]] = []
+    scores: list[list[float]] = []
     started = time.perf_counter()
     for found in run():
         marks.append((time.perf_counter(), len(found)))

@@ -65,9 +65,7 @@ def measure(
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as processes:
         list(processes.map(warm_up, range(cores)))
         parts = [list(paths[i::cores]) or list(paths) for i in range(cores)]
-        shares = list(
-            processes.map(front, parts, [seconds] * cores, [options.view_policy] * cores)
-        )
+        shares = list(processes.map(front, parts, [seconds] * cores, [options.view_policy] * cores))
         images = sum(s.images for s in shares)
         if not images:
             raise UsageError("none of the files can be screened; see comit screen")
