@@ -133,13 +133,15 @@ def apart(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 def timed(data: bytes, theirs: Callable[[], NDArray[Any]], repeat: int) -> tuple[float, float]:
     """Milliseconds of our decoder and theirs, medians of ``repeat`` in turn."""
-    took: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeat):
-        for into, decode in zip(took, (partial(ours, data), theirs), strict=True):
-            started = time.perf_counter()
-            decode()
-            into.append(1000 * (time.perf_counter() - started))
-    return float(np.median(took[0])), float(np.median(took[1]))
+
+    def once(decode: Callable[[], NDArray[Any]]) -> float:
+        started = time.perf_counter()
+        decode()
+        return 1000 * (time.perf_counter() - started)
+
+    took = np.array([(once(lambda: ours(data)), once(theirs)) for _ in range(repeat)])
+    mine, others = np.median(took, axis=0)
+    return float(mine), float(others)
 
 
 def summary(
