@@ -142,7 +142,7 @@ def test_ceilings_are_of_cores_gpu_and_disk() -> None:
 def test_bottleneck_is_what_to_change_first(
     limits: dict[str, float], efficiency: float, workers: int, dispatch: float, expected: str
 ) -> None:
-    core_ms = {"read": 1.0, "decode": 9.0, "engine": 30.0}
+    core_ms = {"read": 1.0, "decode": 5.0, "preprocess": 4.0, "engine": 30.0}
     found = throughput_module.find_bottleneck(core_ms, limits, efficiency, workers, 2, dispatch)
     assert found == expected and found in throughput_module.ADVICE
 
