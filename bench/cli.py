@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import click
 from comit.errors import UsageError
 
 PATH = click.Path(path_type=Path)
+JSON = click.option(
+    "--json", "to", type=PATH, help="Also write figures and machine as JSON; - is stdout."
+)
 CHOICES = (
     click.option("--model", type=PATH, help="Exported .onnx model; default: the bundled one."),
     click.option("--engine", default="auto", show_default=True, help="As in comit screen."),
     click.option("--device", default="auto", show_default=True, help="cpu or cuda:0."),
     click.option("--precision", default="auto", show_default=True, help="fp32, bf16 or fp16."),
-    click.option(
-        "--json", "to", type=PATH, help="Also write figures and machine as JSON; - is stdout."
-    ),
+    JSON,
 )
+GENERATED = ("png", "jpeg", "dicom", "jpeg-lossless", "jpeg2000")  # comit.bench.files.KINDS
 
 
 def engine_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -41,10 +44,11 @@ def bench() -> None:
     "batch_sizes",
     type=click.IntRange(1),
     multiple=True,
-    help="Images at once; repeat for several [default: 1, 8, 32].",
+    help="Images at once; repeat for several [default: 1, 8, 64, 256 as memory allows].",
 )
 @click.option("--calls", type=click.IntRange(2), default=30, show_default=True)
 @click.option("--seconds", default=3.0, show_default=True, help="For the rate with all lanes busy.")
+@click.option("--plot", "picture", type=PATH, help="Also draw the figures: FILE.png.")
 def latency(
     model: Path | None,
     engine: str,
@@ -54,50 +58,168 @@ def latency(
     batch_sizes: tuple[int, ...],
     calls: int,
     seconds: float,
+    picture: Path | None,
 ) -> None:
     """Time the engine alone on random images, by batch size."""
-    from comit.bench.latency import measure
+    from comit.bench.latency import SIZES, by_batch, new_figure, plot
     from comit.card import BUNDLED
     from comit.engine import load_engine
 
-    found = []
-    for size in batch_sizes or (1, 8, 32):
-        loaded = load_engine(model or BUNDLED, engine, device, precision, size)
-        found.append(measure(loaded, calls, seconds))
-        loaded.close()
-    columns = ("engine", "precision", "device", "batch_size", "first_ms", "p50_ms", "p90_ms")
-    show(found, (*columns, "p99_ms", "lanes", "images_per_second"), to)
+    if picture is not None:
+        new_figure()  # a missing package is said before minutes of measuring
+
+    def load(size: int) -> Any:
+        return load_engine(model or BUNDLED, engine, device, precision, size)
+
+    found = by_batch(load, batch_sizes or SIZES, calls, seconds, say)
+    columns = ("engine", "precision", "device", "batch_size", "load_ms", "first_ms", "p50_ms")
+    more = ("p90_ms", "p99_ms", "lanes", "images_per_second", "mhz_before", "mhz_after")
+    show(found, (*columns, *more), to)
+    if picture is not None:
+        plot(found, picture)
 
 
 @bench.command()
-@click.argument("source", metavar="INPUT", type=PATH)
+@click.argument("source", metavar="[INPUT]", type=PATH, required=False)
 @engine_options
 @click.option("--batch-size", type=click.IntRange(1), help="Images at once [default: engine's].")
 @click.option("--workers", type=click.IntRange(1), help="Decoding processes.")
 @click.option("--masks", type=click.Choice(["all", "flagged", "none"]), default="all")
-@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--seconds", default=5.0, show_default=True, help="For the engine alone, each time.")
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--seconds", default=2.0, show_default=True, help="For each stage alone.")
+@click.option("--generate", type=click.Choice(GENERATED), help="Draw files instead of INPUT.")
+@click.option("--files", type=click.IntRange(1), default=16, show_default=True, help="To draw.")
+@click.option(
+    "--images", type=click.IntRange(1), help="Of a run, the files over and over [default: once]."
+)
+@click.option("--cold", is_flag=True, help="Put the files out of the page cache before each run.")
+@click.option("--sweep", is_flag=True, help="Also the rate by files, workers and batch size.")
 def throughput(
-    source: Path,
+    source: Path | None,
     model: Path | None,
     to: Path | None,
     repeat: int,
     seconds: float,
+    generate: str | None,
+    files: int,
+    images: int | None,
+    cold: bool,
+    sweep: bool,
     **given: Any,
 ) -> None:
-    """Screen the X-rays of INPUT, beside the same engine alone; the results are thrown away.
+    """Screen the X-rays of INPUT and measure each stage alone; the results are thrown away.
 
-    `ratio` is what is left of the engine's own rate once files are read, decoded, prepared and
-    written as well.
+    `efficiency` is the end-to-end rate over the smallest ceiling; see docs/benchmarks.md.
     """
     from comit.bench.throughput import measure
     from comit.card import BUNDLED
     from comit.screen import Options
 
     options = Options(model=model or BUNDLED, **given)
-    found = [measure(source, options, seconds) for _ in range(repeat)]
-    columns = ("screened", "seconds", "images_per_second", "alone_before", "alone_after", "ratio")
+    with drawn(source, generate, files) as folder:
+        found = measure(folder, options, seconds, repeat, images, cold, sweep)
+    columns = ("images", "core_ms_total", "ceilings", "steady", "images_per_second", "efficiency")
+    show([found], columns, to)
+    if str(to) != "-":
+        for name, value in found.core_ms.items():
+            click.echo(f"{name:>12}  {value:9.3f} core-ms an image")
+        for grown in found.sweep:
+            click.echo(f"{grown.what:>12}  {grown.value:>6}  {grown.steady:9.2f} images/s")
+        click.echo(f"bottleneck: {found.bottleneck}; what would lift it: {found.advice}")
+
+
+@contextmanager
+def drawn(source: Path | None, kind: str | None, files: int) -> Iterator[Path]:
+    """INPUT, or a folder of ``files`` drawn ones that is gone afterwards."""
+    import tempfile
+
+    from comit.bench.files import generate
+
+    if (source is None) == (kind is None):
+        raise UsageError("give INPUT, or --generate what to draw: one of the two")
+    if source is not None:
+        yield source
+    else:
+        with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
+            generate(str(kind), files, Path(folder))
+            yield Path(folder)
+
+
+@bench.command()
+@click.argument("source", metavar="[INPUT]", type=PATH, required=False)
+@click.option("--model", type=PATH, help="Exported .onnx model; default: the bundled one.")
+@click.option("--generate", type=click.Choice(GENERATED), help="Draw files instead of INPUT.")
+@click.option("--files", type=click.IntRange(1), default=16, show_default=True, help="To draw.")
+@click.option("--images", type=click.IntRange(1), help="Of a run [default: each file once].")
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--peer", "peers", multiple=True, help="Only this one; repeat for several.")
+@JSON
+def compare(
+    source: Path | None,
+    model: Path | None,
+    generate: str | None,
+    files: int,
+    images: int | None,
+    repeat: int,
+    peers: tuple[str, ...],
+    to: Path | None,
+) -> None:
+    """Screen the same files with comit and with what people use instead.
+
+    Peers that run our network must give its scores. `ratio` is comit's steady rate over the
+    peer's, at the same precision.
+    """
+    from comit.bench.compare import measure
+    from comit.card import BUNDLED
+    from comit.screen import Options
+
+    with drawn(source, generate, files) as folder:
+        options = Options(model=model or BUNDLED)
+        found = measure(folder, options, repeat, images, peers, say)
+    columns = ("peer", "precision", "steady", "ratio", "whole_ratio", "score_difference", "note")
     show(found, columns, to)
+
+
+@bench.command()
+@click.argument("sources", metavar="FOLDER...", type=PATH, nargs=-1, required=True)
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
+@JSON
+def decode(sources: tuple[Path, ...], repeat: int, to: Path | None) -> None:
+    """Time our DICOM decoder beside each of pydicom's on the same files.
+
+    `ratio` is their time over ours, over the files that are pixel for pixel the same.
+    """
+    from comit.bench.decoding import measure
+
+    columns = ("syntax", "decoder", "files", "equal", "refused", "ours_ms", "theirs_ms", "ratio")
+    show(measure(sources, repeat), (*columns, "least", "greatest", "largest_difference"), to)
+
+
+@bench.command()
+@click.option("--images", type=float, default=1e6, show_default=True, help="Of the archive.")
+@click.option("--cores", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--gpus", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--disk", type=float, default=1e9, show_default=True, help="Bytes a second.")
+@click.option("--gpu-rate", type=float, help="Images a second of one GPU [default: an estimate].")
+@click.option("--file-bytes", type=float, help="Of a file [default: as measured].")
+@click.option("--stages", type=PATH, help="What throughput --json wrote [default: shipped ones].")
+@click.option(
+    "--kind", type=click.Choice(GENERATED), default="dicom", help="Of the shipped stages."
+)
+@JSON
+def plan(
+    stages: Path | None, kind: str, gpu_rate: float | None, to: Path | None, **given: Any
+) -> None:
+    """Predict the time of an archive, and its bottleneck, on another machine."""
+    from comit.bench.plan import GPU_RATE, SHIPPED, Wanted, read_rates
+    from comit.bench.plan import plan as predict
+
+    rates = read_rates(stages) if stages else SHIPPED[kind]
+    found = predict(Wanted(**given, gpu_rate=gpu_rate or GPU_RATE), rates)
+    show([found], ("images", "hours", "images_per_second", "bottleneck", "ceilings"), to)
+    if str(to) != "-":
+        click.echo(f"what would lift it: {found.advice}")
+        click.echo(f"from {found.rates}; assumed: {'; '.join(found.assumed)}")
 
 
 @bench.command()
@@ -228,6 +350,20 @@ def faults(
         ctx.exit(1)
 
 
+def say(line: str) -> None:
+    """How a long measurement goes, on standard error."""
+    click.echo(line, err=True)
+
+
+def shown(value: Any) -> str:
+    """A figure in a table: a spread as median (min to max)."""
+    if isinstance(value, dict):
+        if set(value) == {"median", "min", "max"}:
+            return f"{value['median']} ({value['min']} to {value['max']})"
+        return ", ".join(f"{name} {shown(v)}" for name, v in value.items())
+    return "" if value is None else str(value)
+
+
 def show(found: Sequence[Any], columns: Sequence[str], to: Path | None) -> None:
     """Prints a table of dataclasses; with ``to`` also writes them and the machine as JSON."""
     import json
@@ -240,7 +376,7 @@ def show(found: Sequence[Any], columns: Sequence[str], to: Path | None) -> None:
     if str(to) == "-":
         click.echo(text, nl=False)
         return
-    cells = [list(columns), *([str(line[c]) for c in columns] for line in lines)]
+    cells = [list(columns), *([shown(line[c]) for c in columns] for line in lines)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     click.echo(f"{here['cpu']}, {here['cores']} cores, load {here['load']}")
     for gpu in here["gpus"]:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from comit.bench.machine import clock
+from comit.bench.memory import proportional
 from comit.engine.base import IMAGE, Engine
+from comit.errors import MissingExtra, UsageError
+
+SIZES = (1, 8, 64, 256)  # images a batch
+SHARE = 0.8  # of the memory that is free, that a batch may be expected to take
 
 
 @dataclass(frozen=True)
@@ -21,36 +32,82 @@ class Latency:
     device: str
     batch_size: int
     calls: int
+    load_ms: float  # loading and compiling
     first_ms: float  # of the first call, which may compile; not in what follows
     p50_ms: float
     p90_ms: float
     p99_ms: float
     lanes: int
     images_per_second: float  # all lanes busy
+    mhz_before: float | None  # of the cores, mean; None where the system does not say
+    mhz_after: float | None
+    memory_bytes: int  # of this process (PSS) afterwards
 
 
-def measure(engine: Engine, calls: int = 30, seconds: float = 3.0) -> Latency:
+def by_batch(
+    load: Callable[[int], Engine],
+    sizes: Sequence[int],
+    calls: int = 30,
+    seconds: float = 3.0,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Latency]:
+    """Measures growing batches until memory ends the list, which is said.
+
+    A size is not begun where what the last one took, scaled up, would take more than 80 % of the
+    free memory: the kernel would kill somebody.
+    """
+    found: list[Latency] = []
+    before = proportional(os.getpid())
+    for size in sorted(set(sizes)):
+        if found:
+            took = max(found[-1].memory_bytes - before, 0) / found[-1].batch_size * size
+            if took > SHARE * free_memory():
+                say(f"batch size {size} and above: not run, they would not fit into memory")
+                break
+        try:
+            found.append(measure(partial(load, size), calls, seconds))
+        except (MemoryError, RuntimeError) as error:
+            if not (isinstance(error, MemoryError) or "memory" in str(error).lower()):
+                raise
+            say(f"batch size {size} and above: not run, out of memory")
+            break
+    return found
+
+
+def measure(load: Callable[[], Engine], calls: int = 30, seconds: float = 3.0) -> Latency:
     """Times ``calls`` full batches of random images after two that warm up, then the rate.
 
     The percentiles are those of the calls, interpolated: with 30 calls p99 is near the slowest.
     """
-    images = noise(engine.batch_size)
-    first = _timed(engine, images)
-    _timed(engine, images)
-    p50, p90, p99 = np.percentile([_timed(engine, images) for _ in range(calls)], [50, 90, 99])
-    return Latency(
-        engine=engine.name,
-        precision=engine.precision,
-        device=engine.device,
-        batch_size=engine.batch_size,
-        calls=calls,
-        first_ms=round(first * 1e3, 3),
-        p50_ms=round(float(p50) * 1e3, 3),
-        p90_ms=round(float(p90) * 1e3, 3),
-        p99_ms=round(float(p99) * 1e3, 3),
-        lanes=engine.lanes,
-        images_per_second=round(rate(engine, seconds), 3),
-    )
+    mhz = clock()
+    started = time.perf_counter()
+    engine = load()
+    loading = time.perf_counter() - started
+    try:
+        images = noise(engine.batch_size)
+        first = _timed(engine, images)
+        _timed(engine, images)
+        p50, p90, p99 = np.percentile([_timed(engine, images) for _ in range(calls)], [50, 90, 99])
+        images_per_second = rate(engine, seconds)
+        return Latency(
+            engine=engine.name,
+            precision=engine.precision,
+            device=engine.device,
+            batch_size=engine.batch_size,
+            calls=calls,
+            load_ms=round(loading * 1e3, 1),
+            first_ms=round(first * 1e3, 3),
+            p50_ms=round(float(p50) * 1e3, 3),
+            p90_ms=round(float(p90) * 1e3, 3),
+            p99_ms=round(float(p99) * 1e3, 3),
+            lanes=engine.lanes,
+            images_per_second=round(images_per_second, 3),
+            mhz_before=mhz,
+            mhz_after=clock(),
+            memory_bytes=proportional(os.getpid()),
+        )
+    finally:
+        engine.close()
 
 
 def rate(engine: Engine, seconds: float) -> float:
@@ -77,6 +134,57 @@ def rate(engine: Engine, seconds: float) -> float:
 def noise(n: int) -> NDArray[np.float32]:
     """(n, 1, 224, 224) float32 uniform in [0, 1], the same each time."""
     return np.random.default_rng(0).random((n, *IMAGE), dtype=np.float32)
+
+
+def free_memory() -> float:
+    """Bytes that can be taken without swapping; infinite where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return float("inf")
+    found = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return 1024.0 * next(found, 2**53)
+
+
+def plot(found: Sequence[Latency], to: Path) -> None:
+    """Draws time a batch and images a second over the batch size.
+
+    Raises MissingExtra without matplotlib, UsageError where ``to`` cannot be written.
+    """
+    figure = new_figure()
+    left, right = figure.subplots(1, 2)
+    sizes = [f.batch_size for f in found]
+    for name, values in percentiles(found):
+        left.plot(sizes, values, marker="o", label=name)
+    left.set(xlabel="images a batch", ylabel="milliseconds a batch", xscale="log", yscale="log")
+    left.legend()
+    right.plot(sizes, [f.images_per_second for f in found], marker="o")
+    right.set(xlabel="images a batch", ylabel="images a second, all lanes", xscale="log")
+    right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+    figure.suptitle(f"{found[0].engine} {found[0].precision} on {found[0].device}")
+    try:
+        figure.savefig(to)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{to} cannot be written as a picture; name it FILE.png") from error
+
+
+def new_figure() -> Any:
+    """An empty figure of matplotlib; raises MissingExtra without it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtra("a plot", "train") from None
+    return Figure(figsize=(9, 4), layout="constrained")
+
+
+def percentiles(found: Sequence[Latency]) -> Iterator[tuple[str, list[float]]]:
+    """Name and milliseconds of each percentile, by batch size."""
+    yield "p50", [f.p50_ms for f in found]
+    yield "p90", [f.p90_ms for f in found]
+    yield "p99", [f.p99_ms for f in found]
 
 
 def _timed(engine: Engine, images: NDArray[np.float32]) -> float:

@@ -24,6 +24,14 @@ PACKAGES = (
     "onnxruntime-gpu",
     "tensorrt",
     "torch",
+    "pylibjpeg",
+    "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg",
+    "python-gdcm",
+    "pillow",
+    "monai",
+    "ray",
+    "torchxrayvision",
 )
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
@@ -41,6 +49,7 @@ def machine() -> dict[str, Any]:
         "cpu_flags": [f for f in CPU_FLAGS if f in cpu.get("flags", "").split()],
         "cores": usable_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "mhz": clock(),
         "load": round(os.getloadavg()[0], 2),
         "gpus": gpus(),
         "platform": platform.platform(),
@@ -49,6 +58,19 @@ def machine() -> dict[str, Any]:
         "packages": {p: v for p in PACKAGES if (v := _version(p))},
         "commit": commit(Path(__file__).resolve().parent),
     }
+
+
+def clock() -> float | None:
+    """Mean MHz of the cores just now, as /proc/cpuinfo says; None where it does not.
+
+    A virtual machine often reports the nominal clock, whatever the cores do.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return round(sum(found) / len(found), 1) if found else None
 
 
 def gpus() -> list[str]:

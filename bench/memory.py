@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -37,13 +38,22 @@ def measure(source: Path, rows: list[int], arguments: list[str]) -> list[Memory]
     found: list[Memory] = []
     with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
         for n in rows:
-            manifest = Path(folder) / f"{n}.csv"
-            lines = (f'{i},"{p.absolute()}"\n' for i, p in enumerate(islice(cycle(files), n)))
-            manifest.write_text("id,path\n" + "".join(lines))
-            seconds, peak = _run([str(manifest), "--out", f"{manifest}.parquet", *arguments])
+            rows_of = manifest(files, n, Path(folder))
+            seconds, peak = _run([str(rows_of), "--out", f"{rows_of}.parquet", *arguments])
             first = found[0].peak_bytes if found else peak
             found.append(Memory(n, round(seconds, 1), peak, round(peak / first, 3)))
     return found
+
+
+def manifest(paths: Sequence[Path], rows: int, folder: Path) -> Path:
+    """Writes a manifest of ``rows`` rows, the same files again and again, into ``folder``."""
+    to = folder / f"{rows}.csv"
+    with to.open("w") as file:
+        file.write("id,path\n")
+        for i, path in enumerate(islice(cycle(paths), rows)):
+            quoted = str(path.absolute()).replace('"', '""')
+            file.write(f'{i},"{quoted}"\n')
+    return to
 
 
 def _run(arguments: list[str]) -> tuple[float, int]:

@@ -3,9 +3,10 @@
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +16,20 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 import comit.bench.throughput as throughput_module
+from comit.bench import compare, decoding, latency, peers
 from comit.bench import machine as machine_module
-from comit.bench.cli import bench
-from comit.bench.latency import measure, rate
+from comit.bench.cli import GENERATED, bench
+from comit.bench.files import KINDS, generate
+from comit.bench.latency import by_batch, measure, rate
 from comit.bench.machine import commit, machine
+from comit.bench.peers import PEERS
+from comit.bench.plan import SHIPPED, START_UP, Rates, Wanted, plan, read_rates
+from comit.bench.stages import STAGES, Stages
+from comit.bench.steady import Watch, steady_rate
+from comit.decode import open_image
 from comit.engine.base import Engine, Inference
-from comit.errors import UsageError
+from comit.errors import ComitError, MissingExtra, ParityError, UsageError
+from comit.preprocess import preprocess
 from comit.screen import Options
 
 ROOT = Path(__file__).parent.parent
@@ -50,10 +59,40 @@ class Sleeper(Engine):
 
 
 def test_first_call_is_reported_apart() -> None:
-    found = measure(Sleeper(), calls=5, seconds=0.1)
+    found = measure(Sleeper, calls=5, seconds=0.1)
     assert found.first_ms >= 200
     assert 20 <= found.p50_ms < 150 and found.p50_ms <= found.p90_ms <= found.p99_ms
     assert (found.batch_size, found.calls) == (4, 5)
+
+
+def test_batches_grow_until_memory_ends_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def load(size: int) -> Engine:
+        if size == 8:
+            raise RuntimeError("bad_alloc: out of memory")
+        return Sleeper(size)
+
+    found = by_batch(load, [8, 1, 64], 2, 0.01, said.append)
+    assert [f.batch_size for f in found] == [1]
+    assert said == ["batch size 8 and above: not run, out of memory"]
+    monkeypatch.setattr(latency, "free_memory", lambda: -1.0)
+    assert [f.batch_size for f in by_batch(Sleeper, [1, 64], 2, 0.01, said.append)] == [1]
+    assert said[1] == "batch size 64 and above: not run, they would not fit into memory"
+
+
+def test_plot_is_a_picture_and_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    found = by_batch(Sleeper, [1, 2], 2, 0.01)
+    latency.plot(found, tmp_path / "l.png")
+    assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UsageError, match=r"FILE\.png"):
+        latency.plot(found, tmp_path / "l.nothing")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtra, match="a plot"):
+        latency.plot(found, tmp_path / "m.png")
 
 
 def test_rate_counts_images_of_all_lanes() -> None:
@@ -64,27 +103,211 @@ def test_rate_counts_images_of_all_lanes() -> None:
     assert together > 1.5 * alone
 
 
-def test_throughput_is_beside_the_engine_alone(
+def test_steady_rate_leaves_start_and_end_out() -> None:
+    # 100 rows a second between 10 and 90 of 100; slow before and after
+    marks = [(10.0, 10), *((10.0 + 0.1 * i, 10) for i in range(1, 9)), (99.0, 10)]
+    assert steady_rate(marks) == pytest.approx(100)
+    assert steady_rate(marks[:2]) == 0
+
+
+def test_watch_notes_rows_and_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    watch = Watch()
+    with watch.progress("screening", 3) as step:
+        step()
+        step(2)
+    assert [n for _, n in watch.marks] == [1, 2] and watch.dispatch_seconds >= 0
+    assert capsys.readouterr() == ("", "")
+
+
+def stages(**core_ms: float) -> Stages:
+    return Stages(core_ms, engine_rate=100.0, disk_rate=30.0, file_bytes=10.0)
+
+
+def test_ceilings_are_of_cores_gpu_and_disk() -> None:
+    on_cpu = stages(read=1, decode=9, engine=30)
+    assert throughput_module.ceilings(on_cpu, 2, cold=False) == {"cpu": 50}  # 2000 / 40
+    on_gpu = stages(read=1, decode=9)
+    assert throughput_module.ceilings(on_gpu, 2, cold=True) == {"cpu": 200, "gpu": 100, "disk": 30}
+
+
+@pytest.mark.parametrize(
+    ("limits", "efficiency", "workers", "dispatch", "expected"),
+    [
+        ({"cpu": 50.0}, 0.97, 2, 0.3, "engine"),
+        ({"cpu": 200.0, "gpu": 100.0}, 0.97, 2, 0.3, "gpu"),
+        ({"cpu": 50.0}, 0.5, 2, 40.0, "dispatch"),
+        ({"cpu": 200.0}, 0.5, 1, 0.3, "workers"),
+    ],
+)
+def test_bottleneck_is_what_to_change_first(
+    limits: dict[str, float], efficiency: float, workers: int, dispatch: float, expected: str
+) -> None:
+    core_ms = {"read": 1.0, "decode": 5.0, "preprocess": 4.0, "engine": 30.0}
+    found = throughput_module.find_bottleneck(core_ms, limits, efficiency, workers, 2, dispatch)
+    assert found == expected and found in throughput_module.ADVICE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generated_files_are_screened_and_always_the_same(kind: str, tmp_path: Path) -> None:
+    once = generate(kind, 2, tmp_path / "a", size=(256, 240))
+    again = generate(kind, 2, tmp_path / "b", size=(256, 240))
+    assert [p.read_bytes() for p in once] == [p.read_bytes() for p in again]
+    assert once[0].read_bytes() != once[1].read_bytes()
+    image = open_image(once[0].read_bytes())
+    assert image.skip is None and (image.height, image.width) == (256, 240)
+    assert np.ptp(image.samples()) > 100
+
+
+def test_generated_lossless_files_hold_what_raw_ones_do(tmp_path: Path) -> None:
+    kinds = ("dicom", "jpeg-lossless", "jpeg2000")
+    files = [generate(kind, 1, tmp_path / kind, size=(256, 240))[0] for kind in kinds]
+    raw, *packed = [open_image(file.read_bytes()).samples() for file in files]
+    assert all(np.array_equal(raw, other) for other in packed)
+    assert all(file.stat().st_size < 0.8 * raw.nbytes for file in files[1:])
+
+
+def test_files_of_an_unknown_kind_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="choose png"):
+        generate("gif", 1, tmp_path)
+
+
+def test_throughput_command_measures_pipeline_and_stages(
+    tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.json"
+    options = f"--model {tiny_model} --engine openvino --repeat 1 --seconds 0.05 --images 40"
+    done = CliRunner().invoke(
+        bench, ["throughput", str(pictures), *options.split(), "--json", str(path)]
+    )
+    assert done.exit_code == 0, done.output
+    assert "bottleneck:" in done.output
+    found = json.loads(path.read_text())["figures"][0]
+    assert tuple(found["core_ms"]) == STAGES and min(found["core_ms"].values()) > 0
+    assert found["images"] == 40 and found["distinct"] == 9
+    assert found["runs"][0]["screened"] == 40
+    expected = found["steady"]["median"] / found["ceilings"]["cpu"]["median"]
+    assert found["efficiency"]["median"] == pytest.approx(expected, rel=0.01)
+    # and what was written is what the plan reads
+    rates = read_rates(path)
+    assert rates.core_ms == found["core_ms"]
+    assert plan(Wanted(1e6, 64), rates).images_per_second > 0
+
+
+def test_throughput_wants_files_or_a_kind(tmp_path: Path) -> None:
+    done = CliRunner().invoke(bench, ["throughput"])
+    assert isinstance(done.exception, UsageError)
+    with pytest.raises(UsageError, match="no files"):
+        throughput_module.measure(tmp_path, Options())
+
+
+def test_sweep_changes_one_thing_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[tuple[int, int | None, int | None]] = []
+
+    def fake_run(paths: object, images: int, options: Options) -> object:
+        seen.append((images, options.workers, options.batch_size))
+        return SimpleNamespace(steady=1.0, images_per_second=1.0)
+
+    monkeypatch.setattr(throughput_module, "run", fake_run)
+    found = throughput_module.grow([tmp_path], 40, Options(), cores=2)
+    assert seen[:3] == [(10, None, None), (20, None, None), (40, None, None)]
+    assert {g.what for g in found} == {"files", "workers", "batch_size"}
+    assert [g.value for g in found if g.what == "workers"] == [1, 2, 4]
+
+
+RATES = Rates("test", {"decode": 10.0, "engine": 30.0}, 0.5, 1e6, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rate", "bottleneck"),
+    [
+        (Wanted(9000, cores=4), 90, "engine"),  # 0.9 x 4000 / 40
+        (Wanted(9000, cores=4, disk=5e7), 45, "disk"),  # 0.9 x 50 files a second
+        (Wanted(9000, cores=4, gpus=1, gpu_rate=100), 90, "gpu"),
+        (Wanted(9000, cores=4, gpus=1, disk=1e10), 360, "decode"),  # the engine left the CPU
+        (Wanted(9000, cores=400, disk=1e12), 1800, "dispatch"),
+    ],
+)
+def test_plan_is_the_smallest_ceiling(wanted: Wanted, rate: float, bottleneck: str) -> None:
+    found = plan(wanted, RATES)
+    assert (found.images_per_second, found.bottleneck) == (rate, bottleneck)
+    assert found.seconds == pytest.approx(START_UP + 9000 / rate, abs=0.1)
+
+
+def test_plan_command_has_figures_of_its_own(tmp_path: Path) -> None:
+    assert set(SHIPPED) == set(KINDS) == set(GENERATED)
+    for kind in KINDS:
+        words = f"plan --images 1e6 --gpus 4 --cores 64 --disk 7e9 --kind {kind}"
+        done = CliRunner().invoke(bench, words.split())
+        assert done.exit_code == 0 and "what would lift it" in done.output
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(UsageError, match="throughput --json"):
+        read_rates(tmp_path / "x.json")
+
+
+def test_decoders_are_compared_pixel_for_pixel(tmp_path: Path) -> None:
+    pytest.importorskip("pylibjpeg")
+    for kind in ("dicom", "jpeg2000"):
+        generate(kind, 1, tmp_path / kind, size=(128, 128))
+    path = tmp_path / "d.json"
+    done = CliRunner().invoke(
+        bench, ["decode", str(tmp_path), "--repeat", "1", "--json", str(path)]
+    )
+    assert done.exit_code == 0, done.output
+    found = {(f["syntax"], f["decoder"]): f for f in json.loads(path.read_text())["figures"]}
+    native = found["Explicit VR Little Endian", "native"]
+    assert (native["files"], native["equal"], native["refused"]) == (1, 1, 0)
+    assert any(name.startswith("JPEG 2000") for name, _ in found)
+    assert all(f["equal"] == 1 and f["ratio"] > 0 for f in found.values())
+
+
+def test_a_decoder_of_ours_that_errs_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    written: list[Path] = []
+    generate("dicom", 1, tmp_path, size=(128, 128))
+    monkeypatch.setattr(decoding, "ours", lambda data: np.zeros((128, 128), np.uint16))
+    with pytest.raises(ComitError, match="other values"):
+        decoding.measure([tmp_path], 1)
 
-    def fake_screen(source: Path, out: Path, options: Options, console: object) -> object:
-        written.append(out)
-        return SimpleNamespace(
-            rows=12, screened=10, seconds=2.0, images_per_second=5.0, stage_seconds={}, engine={}
-        )
 
-    monkeypatch.setattr(throughput_module, "load_engine", lambda *a: Sleeper())
-    monkeypatch.setattr(throughput_module, "rate", lambda engine, seconds: 10.0)
-    monkeypatch.setattr(throughput_module, "screen", fake_screen)
-    found = throughput_module.measure(tmp_path, Options())
-    assert (found.ratio, found.screened, found.alone_after) == (0.5, 10, 10.0)
-    assert not written[0].parent.exists()  # the results are thrown away
+def test_compare_runs_a_peer_and_names_what_is_missing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate("dicom", 3, tmp_path / "files", size=(256, 256))
+    absent = replace(PEERS["ray"], packages=("no_such_package",))
+    monkeypatch.setitem(PEERS, "ray", absent)
+    found = compare.measure(
+        tmp_path / "files",
+        Options(model=tiny_model),
+        repeat=1,
+        images=5,
+        only=["loader2-openvino-fp32", "ray"],
+    )
+    by_name = {f.peer: f for f in found}
+    assert by_name["comit-fp32"].ratio["median"] == 1
+    peer = by_name["loader2-openvino-fp32"]
+    assert peer.score_difference is not None and peer.score_difference < 1e-5
+    assert peer.steady["median"] > 0 and peer.ratio["median"] > 0
+    assert by_name["ray"].note == "not run: no_such_package is not installed"
+    with pytest.raises(UsageError, match="choose plain-loop"):
+        compare.measure(tmp_path / "files", Options(model=tiny_model), only=["nobody"])
 
-    monkeypatch.setattr(throughput_module, "screen", lambda *a, **k: SimpleNamespace(screened=0))
-    with pytest.raises(UsageError, match="no image"):
-        throughput_module.measure(tmp_path, Options())
+
+@pytest.mark.parametrize("kind", ["png", "dicom"])
+def test_peers_read_what_we_read(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    path = generate(kind, 1, tmp_path, size=(256, 256))[0]
+    image = open_image(path.read_bytes())
+    ours = preprocess(image.samples(), image.presentation).pixels
+    assert np.array_equal(peers.read(str(path))[0], ours)
+
+
+def test_a_peer_with_other_scores_is_refused(tmp_path: Path) -> None:
+    answer = peers.Answer(1.0, 1.0, [[0.5, 0.5, 0.5]])
+    reference = {tmp_path: [0.5, 0.5, 0.7]}
+    with pytest.raises(ParityError, match="not the same work"):
+        compare.check("plain-loop", answer, reference)
+    assert compare.difference(answer, reference) == pytest.approx(0.2)
+    assert compare.difference(peers.Answer(1.0, 1.0, []), reference) is None
 
 
 def test_machine_names_what_a_figure_depends_on() -> None:
@@ -126,7 +349,7 @@ def test_latency_command_prints_a_table_and_writes_json(
     written = json.loads(path.read_text())
     assert [f["batch_size"] for f in written["figures"]] == [1, 2]
     assert written["machine"]["cores"] >= 1
-    assert set(written["figures"][0]) == set(asdict(measure(Sleeper(), 2, 0.05)))
+    assert set(written["figures"][0]) == set(asdict(measure(Sleeper, 2, 0.05)))
 
 
 def test_gpu_suite_says_that_there_is_no_gpu(tmp_path: Path) -> None:
