@@ -227,7 +227,7 @@ class Suite:
                     engine = self._engine(row, name, files[precision], precision, size)
                     if engine is None:
                         break
-                    found = measure(engine, self.settings.repeat, self.settings.seconds)
+                    found = measure(lambda e=engine: e, self.settings.repeat, self.settings.seconds)
                     engine.close()
                     row |= {"p50 ms": found.p50_ms, "p99 ms": found.p99_ms, "lanes": found.lanes}
                     row |= {"images/s": found.images_per_second}
@@ -286,10 +286,12 @@ class Suite:
                         continue
                 row |= {
                     "precision": found.engine["precision"],
-                    "screened": found.screened,
-                    "images/s": found.images_per_second,
-                    "engine alone": (found.alone_before + found.alone_after) / 2,
-                    "ratio": found.ratio,
+                    "screened": found.images,
+                    "images/s": found.images_per_second["median"],
+                    "steady": found.steady["median"],
+                    "engine alone": found.engine_rate,
+                    "efficiency": found.efficiency["median"],
+                    "bottleneck": found.bottleneck,
                 }
 
     def _draw(self, folder: Path, kind: Kind) -> None:

@@ -70,7 +70,7 @@ def test_every_kind_of_file_goes_through_the_whole_pipeline(report: dict[str, An
     rows = part(report, "pipeline")["rows"]
     assert {r["files"] for r in rows} == {"raw png", "raw dcm", "jpeg dcm"}
     ran = [r for r in rows if r["engine"] != "tensorrt"]
-    assert len(ran) == 6 and all(r["screened"] == 5 and r["ratio"] > 0 for r in ran)
+    assert len(ran) == 6 and all(r["screened"] == 5 and r["images/s"] > 0 for r in ran)
 
 
 @pytest.mark.slow
