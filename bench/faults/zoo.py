@@ -315,7 +315,7 @@ def cases() -> list[Case]:
 
 
 def is_bound() -> bool:
-    """Whether what may not be read cannot be read: by root it can, unless setpriv takes that away."""
+    """Whether a locked file cannot be read: by root it can, unless setpriv takes that away."""
     if not UNPRIVILEGED:
         return os.geteuid() != 0
     return subprocess.run([*UNPRIVILEGED, "true"], capture_output=True).returncode == 0
@@ -420,12 +420,8 @@ def run(work: Path) -> Visit:
 def _screen(source: Path, out: Path) -> int:
     command = [sys.executable, "-m", "comit.bench.null", "screen", str(source), "--out", str(out)]
     command += ["--timeout", str(TIMEOUT), "--workers", "2", "--quiet"]
-    done = subprocess.run(
-        [*(UNPRIVILEGED if is_bound() else []), *command],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    command = [*UNPRIVILEGED, *command] if is_bound() else command
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if done.stderr:
         raise RuntimeError(done.stderr)
     return done.returncode
