@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -50,6 +51,13 @@ def test_the_results_name_the_folder_where_nobody_else_does(tmp_path):
         Pictures(None, {})
     with pytest.raises(UsageError, match="nowhere is not a folder"):
         Pictures(tmp_path / "nowhere", {})
+
+
+def test_absolute_paths_of_a_manifest_are_found_below_the_root_of_all(tmp_path):
+    rf.draw(tmp_path / "a.png")
+    row = rf.ok("a", str((tmp_path / "a.png").resolve()))
+    assert Pictures(Path("/"), {}).open(row)
+    assert refused(Pictures(tmp_path.parent / tmp_path.name, {}), rf.ok("a", "/etc/passwd"))
 
 
 def test_a_name_that_is_not_utf_8_is_found_as_it_is_listed(tmp_path):

@@ -74,7 +74,7 @@ class Pictures:
             if b"\0" in name:
                 break
             file = os.path.realpath(os.path.join(self._root, name))  # noqa: PTH118
-            if file.startswith(self._root + b"/") and os.path.isfile(file):  # noqa: PTH113
+            if file.startswith(self._root.rstrip(b"/") + b"/") and os.path.isfile(file):  # noqa: PTH113
                 contents = read_file(file, Limits().file_bytes)
                 if row["file_crc32"] not in (None, contents.crc32):
                     raise ItemError(Fail.CHANGED)
