@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from comit.errors import Stopped
@@ -103,23 +102,13 @@ def as_others_may_read(path: Path) -> None:
     path.chmod(0o666 & ~mask)
 
 
-class stopping:  # noqa: N801 (a context manager used like a function)
+@contextmanager
+def stopping(out: Path) -> Iterator[None]:
     """Turns a failing disk into Stopped, with the words to resume."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(value, OSError):
-            raise Stopped(
-                f"writing {self.out} failed: {value.strerror or 'an error of the disk'}; what was "
-                "published is kept. Make room and run the same command to resume"
-            ) from value
+    try:
+        yield
+    except OSError as error:
+        raise Stopped(
+            f"writing {out} failed: {error.strerror or 'an error of the disk'}; what was "
+            "published is kept. Make room and run the same command to resume"
+        ) from error

@@ -19,7 +19,6 @@ from typing import Literal
 from comit.errors import UsageError
 
 Mode = Literal["none", "hashed", "plain"]
-MODES: tuple[Mode, ...] = ("none", "hashed", "plain")
 KEY_BYTES = 16  # the shortest key that is not guessed
 
 

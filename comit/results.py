@@ -94,6 +94,11 @@ def schema() -> pa.Schema:
     )
 
 
+def data_files(folder: Path) -> list[Path]:
+    """The files of a folder of results, oldest first: what is hidden is not among them."""
+    return sorted(f for f in folder.glob("*.parquet") if f.name[0] not in "._")
+
+
 def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of a results file, or of a folder of them: ``columns``, or all there are.
 
@@ -109,7 +114,7 @@ def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         files = [Path(path)]
         if files[0].is_dir():
-            files = sorted(f for f in files[0].glob("*.parquet") if f.name[0] not in "._")
+            files = data_files(files[0])
         data = ds.dataset([str(f) for f in files], format="parquet")
         present = data.schema.names
         if not {"row_id", "status"} <= set(present):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -62,6 +62,7 @@ class Sink:
         try:
             with self._stopping():
                 self._target.recover()
+            self._target.check()
             if retry_failed and not self._target.files():
                 raise UsageError(f"{self.out} has no rows that could be screened again")
             if restart:
@@ -410,7 +411,7 @@ class Sink:
         rows = {position.get(row.pop("row_id")): Row(**row) for row in table.to_pylist()}
         return {index: row for index, row in rows.items() if index is not None}
 
-    def _stopping(self) -> durable.stopping:
+    def _stopping(self) -> AbstractContextManager[None]:
         return durable.stopping(self.out)
 
 
@@ -460,6 +461,7 @@ def compact(out: Path, rows: int) -> tuple[int, int]:
         with durable.stopping(out):
             folder = Folder(out)
             folder.recover()
+            folder.check()
             return folder.compact(rows)
     finally:
         os.close(held)

@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 from comit import durable
 from comit.errors import Stopped, UsageError
+from comit.results import data_files
+from comit.source import PARQUET_MAGIC
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MAGIC, SUFFIXES = b"PAR1", (".parquet", ".parq", ".pq")
+SUFFIXES = (".parquet", ".parq", ".pq")
 STAGING = ".comit"  # in a folder of results
 JOURNAL, RUN, MERGED, KEY, LOCK = "commit.json", "run.json", "merged.parquet", "key", "lock"
 ROW_GROUP = 8192  # rows of a row group, and
@@ -56,6 +58,9 @@ class Target(ABC):
 
     def recover(self) -> None:  # noqa: B027
         """Finishes what a killed run had begun to put in place."""
+
+    def check(self) -> None:  # noqa: B027
+        """Raises UsageError where something else lies among the results."""
 
     @abstractmethod
     def files(self) -> list[Path]:
@@ -148,19 +153,21 @@ class Folder(Target):
             raise UsageError(f"{out} cannot be written: {error.strerror}") from error
 
     def files(self) -> list[Path]:
-        """The nights, and what compacting made of them; raises UsageError for what is neither."""
+        """The nights, and what compacting made of them."""
+        return data_files(self.out)
+
+    def check(self) -> None:
+        """Raises UsageError for a file that holds no results."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        found = sorted(p for p in self.out.glob("*.parquet") if p.name[0] not in "._")
-        for file in found:
+        for file in self.files():
             try:
                 names = pq.read_schema(file).names
             except (OSError, pa.ArrowException):
                 names = []
             if "row_id" not in names or "file_mtime" not in names:
                 raise UsageError(f"{file} holds no results of comit; move it out of the folder")
-        return found
 
     def put(self, merged: Path, name: str, carry: bool) -> None:
         """Adds a night; rows that older files have of the same items leave those."""
@@ -282,9 +289,9 @@ def find(out: Path | str) -> Target:
 def is_parquet(path: Path) -> bool:
     """Whether a file begins and ends as a Parquet file does."""
     with path.open("rb") as file:
-        begins = file.read(4) == MAGIC
+        begins = file.read(4) == PARQUET_MAGIC
         file.seek(-min(4, path.stat().st_size), os.SEEK_END)
-        return begins and file.read() == MAGIC
+        return begins and file.read() == PARQUET_MAGIC
 
 
 def read_state(path: Path, keys: Sequence[str]) -> dict[str, Any]:

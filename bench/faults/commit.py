@@ -53,12 +53,17 @@ class Outcome:
 
     def compare(self, found: Path, expected: Rows) -> None:
         """Counts the rows of a result that are not as they should be."""
-        rows = pq.read_table(found).drop_columns(list(RUN)).to_pylist()
-        have = {row["row_id"]: tuple(map(str, row.values())) for row in rows}
-        self.duplicated += len(rows) - len(have)
+        have = rows_of(found)
+        self.duplicated += pq.read_table(found, columns=["row_id"]).num_rows - len(have)
         self.lost += len(expected.keys() - have.keys())
         self.differing += sum(have[k] != v for k, v in expected.items() if k in have)
         self.differing += len(have.keys() - expected.keys())
+
+
+def rows_of(results: Path) -> Rows:
+    """Every value of every row by its id, without what names the run."""
+    rows = pq.read_table(results).drop_columns(list(RUN)).to_pylist()
+    return {row["row_id"]: tuple(map(str, row.values())) for row in rows}
 
 
 def row(index: int, seed: int) -> Row:
@@ -177,8 +182,7 @@ def expected(scene: Scene, work: Path) -> Rows:
     folder.mkdir()
     scene.prepare(folder)
     scene.act(folder)
-    rows = pq.read_table(scene.results(folder)).drop_columns(list(RUN)).to_pylist()
-    return {row["row_id"]: tuple(map(str, row.values())) for row in rows}
+    return rows_of(scene.results(folder))
 
 
 def disturbed(

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 
-from comit.bench.faults.commit import Outcome, Rows
+from comit.bench.faults.commit import Outcome, rows_of
 from comit.bench.faults.process import orphans, run
 from comit.errors import ComitError
-from comit.results import RUN
 
 FILES = 700
 
@@ -38,7 +36,7 @@ def random_kills(work: Path, kills: int, seed: int = 0) -> tuple[Outcome, int]:
     pictures, chance, outcome = work / "pictures", random.Random(seed), Outcome()  # noqa: S311
     archive(pictures, FILES)
     usual = max(run(["screen", pictures, "--out", work / "usual.parquet", "-q"]).seconds, 0.5)
-    expected = _rows(work / "usual.parquet")
+    expected = rows_of(work / "usual.parquet")
     round_ = 0
     while outcome.faults < kills:
         out = work / (f"r{round_}.parquet" if round_ % 2 else f"r{round_}/")
@@ -62,8 +60,3 @@ def random_kills(work: Path, kills: int, seed: int = 0) -> tuple[Outcome, int]:
             break
         time.sleep(0.1)
     return outcome, left
-
-
-def _rows(path: Path) -> Rows:
-    rows = pq.read_table(path).drop_columns(list(RUN)).to_pylist()
-    return {row["row_id"]: tuple(map(str, row.values())) for row in rows}

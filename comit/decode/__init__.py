@@ -25,7 +25,6 @@ from comit.reasons import Caution, Fail, Skip
 
 Samples = NDArray[np.generic]
 ViewPolicy = Literal["strict", "tagged", "all"]
-VIEW_POLICIES: tuple[ViewPolicy, ...] = ("strict", "tagged", "all")
 
 
 @dataclass(frozen=True)
