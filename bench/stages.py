@@ -141,9 +141,7 @@ def front(paths: list[Path], seconds: float, policy: Any) -> Share:
                     buffer = np.ones(image.nbytes, np.uint8)
                     wall = time.perf_counter()  # the ring's memory is there already
                     image = open_image(data, limits, policy)
-                shape = (image.height, image.width)
-                samples = buffer[: image.nbytes].view(image.dtype).reshape(shape)
-                image.read_into(samples)
+                samples = image.samples(buffer.data)
                 decoded = time.perf_counter()
                 preprocess(samples, image.presentation)
             except ItemError:

@@ -4,8 +4,7 @@ Opening reads the header alone, so that memory can be granted before pixels are 
 
     image = open_image(data)            # header: size, type, presentation, identifiers
     if image.skip is None:              # a frontal chest radiograph, as far as the header says
-        samples = np.empty((image.height, image.width), image.dtype)
-        image.read_into(samples)        # the codec runs here
+        samples = image.samples()       # the codec runs here
 
 Everything that is wrong with a file is raised as :class:`comit.errors.ItemError` with its code.
 """
@@ -14,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from mmap import mmap
 from typing import Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ from comit.preprocess import Presentation
 from comit.reasons import Caution, Fail, Skip
 
 Samples = NDArray[np.generic]
+Memory = mmap | memoryview
 ViewPolicy = Literal["strict", "tagged", "all"]
 
 
@@ -54,17 +55,26 @@ class Image(ABC):
     study_instance_uid: str | None = None
 
     @property
+    def in_place(self) -> bool:
+        """Whether the stored values are among the file's bytes, so that nothing is decoded."""
+        return False
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the decoded stored values."""
-        return self.height * self.width * self.dtype.itemsize
+        """Bytes of memory that :meth:`samples` takes beside the file's own."""
+        return 0 if self.in_place else self.height * self.width * self.dtype.itemsize
 
     @abstractmethod
     def read_into(self, out: Samples) -> None:
         """Decodes the only frame into ``out``, (height, width) of ``dtype``; raises ItemError."""
 
-    def samples(self) -> Samples:
-        """The stored values, (height, width) of ``dtype``."""
-        out = np.empty((self.height, self.width), self.dtype)
+    def samples(self, memory: Memory | None = None, offset: int = 0) -> Samples:
+        """The stored values, (height, width) of ``dtype``; raises ItemError.
+
+        They are written to ``memory`` from ``offset`` on, or to new memory where none is given;
+        but a view of the file's bytes where they are :attr:`in_place`.
+        """
+        out: Samples = np.ndarray((self.height, self.width), self.dtype, memory, offset)
         self.read_into(out)
         return out
 

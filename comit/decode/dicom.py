@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.decode import Image, Limits, Samples, ViewPolicy, check_size
+from comit.decode import Image, Limits, Memory, Samples, ViewPolicy, check_size
 from comit.decode.codecs import (
     SYNTAXES,
     Codec,
@@ -46,14 +46,28 @@ class DicomImage(Image):
 
     def read_into(self, out: Samples) -> None:
         """Decodes to ``out``, (height, width) of ``dtype``; colour by luminance."""
-        grey = self.format.samples == 1 and self.format.photometric != PALETTE
-        pixels = self._decode(0, out if grey else None)
+        pixels = self._decode(0, out if self._is_grey else None)
         if self.format.photometric == PALETTE:
             pixels = self._look_up(pixels)
         if pixels.ndim == 3:
             pixels = self._grey(pixels)
         if pixels is not out:
             out[...] = pixels
+
+    @property
+    def in_place(self) -> bool:
+        """Uncompressed grey values, whose unused bits are usually clear."""
+        return self.codec is NATIVE and self._is_grey
+
+    @property
+    def _is_grey(self) -> bool:
+        return self.format.samples == 1 and self.format.photometric != PALETTE
+
+    def samples(self, memory: Memory | None = None, offset: int = 0) -> Samples:
+        """As :meth:`Image.samples`."""
+        if not self.in_place:
+            return super().samples(memory, offset)
+        return np.require(self._decode(0, None), requirements=["ALIGNED"])
 
     def frame(self, index: int = 0) -> Samples:
         """Stored values of one frame: (H, W), indices for a palette; or (H, W, 3) RGB."""

@@ -133,9 +133,7 @@ def _process(index: int, file: bytes, limits: Limits, policy: ViewPolicy, parent
             asked = time.perf_counter()
             offset = parent.place(image.nbytes)
             waited = time.perf_counter() - asked
-            shape = (image.height, image.width)
-            samples = np.ndarray(shape, image.dtype, parent.memory, offset)
-            image.read_into(samples)
+            samples = image.samples(parent.memory, offset)
             result = preprocess(samples, image.presentation)
             voi, found = result.voi, list(result.warnings)
             # The stored values are done with: the grid takes their place.
