@@ -14,6 +14,7 @@ import pytest
 
 from comit.bench.faults.dicoms import picture
 from comit.decode import Limits, open_image
+from comit.decode.png import read_header, uncompressed
 from comit.errors import ItemError
 from comit.reasons import Caution, Fail, Skip
 
@@ -156,6 +157,20 @@ def test_png_whose_checksums_fit_and_whose_image_data_end_early() -> None:
 def test_png_headers_that_mean_nothing(header: tuple[int, ...]) -> None:
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0))
     assert reason(data + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")) is Fail.CORRUPT
+
+
+@pytest.mark.parametrize("level", [0, 1, 9])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_large_png_in_blocks_is_the_same_picture(level: int, dtype: type) -> None:
+    """More than one stored block, of which the last is short, full or over by a byte."""
+    for width in (509, 510, 511):  # 65,280 to 65,664 bytes of 8 bits, twice that of 16
+        top = np.iinfo(dtype).max
+        pixels = np.random.default_rng(width).integers(0, top, (128, width), dtype, endpoint=True)
+        data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, level])[1].tobytes()
+        again = uncompressed(data, read_header(data))
+        assert again != data and read_header(again)
+        np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(again, np.uint8), -1), pixels)
+        np.testing.assert_array_equal(open_image(data).samples(), pixels)
 
 
 # ---- JPEG ----------------------------------------------------------------------------------
