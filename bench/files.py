@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.demo import Kind, _write_dicom, draw
+from comit.demo import Kind, write_dicom, draw
 from comit.errors import UsageError
 
 DICOM = (2500, 2048)  # rows, columns
@@ -68,7 +68,7 @@ def _store(path: Path, stored: NDArray[np.uint16], kind: Kind, seed: int, number
         path.write_bytes(data.tobytes())
         return
     lossless = kind.codec == "jpeg-lossless"
-    _write_dicom(path, stored, Kind("dcm", kind.bits) if lossless else kind, seed, number)
+    write_dicom(path, stored, Kind("dcm", kind.bits) if lossless else kind, seed, number)
     if lossless:
         _compress(path, stored, kind.bits)
 

@@ -272,6 +272,9 @@ def torchxrayvision(task: Task) -> Callable[[], Scores]:
     """Its batch script (scripts/process_image.py) with DenseNet-121, random weights."""
     import torch
 
+    from comit.training.rivals import torchvision
+
+    torchvision()  # also beside a torch that its operators do not load with
     xrv: Any = import_module("torchxrayvision")
     network = xrv.models.DenseNet(weights=None, num_classes=18).eval()
     crop, resize = xrv.datasets.XRayCenterCrop(), xrv.datasets.XRayResizer(224, "cv2")

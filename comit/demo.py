@@ -92,7 +92,7 @@ def store(directory: Path, picture: Picture, kind: Kind, seed: int, number: int)
     path = path or directory / f"{name}-{kind.bits}bit.{kind.suffix}"
     stored = np.round(picture * (2**kind.bits - 1)).astype(np.uint16)
     if kind.suffix == "dcm":
-        _write_dicom(path, stored, kind, seed, number)
+        write_dicom(path, stored, kind, seed, number)
         return path
     pixels = stored.astype(np.uint8) if kind.bits == 8 else stored
     done, data = cv2.imencode(f".{kind.suffix}", pixels)
@@ -326,7 +326,7 @@ def _smooth(points: list[tuple[float, float]], closed: bool = False) -> NDArray[
     return np.vstack([curve.reshape(-1, 2), p[-2:-1]])
 
 
-def _write_dicom(path: Path, stored: Stored, kind: Kind, seed: int, number: int) -> None:
+def write_dicom(path: Path, stored: Stored, kind: Kind, seed: int, number: int) -> None:
     """Writes ``stored`` (H, W), ``kind.bits`` deep, as a CR or DX object (PS3.3 A.2, A.26)."""
     import imagecodecs
     from pydicom import uid
