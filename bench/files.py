@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.demo import Kind, write_dicom, draw
+from comit.demo import Kind, draw, write_dicom
 from comit.errors import UsageError
 
 DICOM = (2500, 2048)  # rows, columns
