@@ -15,6 +15,9 @@ PATH = click.Path(path_type=Path)
 JSON = click.option(
     "--json", "to", type=PATH, help="Also write figures and machine as JSON; - is stdout."
 )
+WIDTH = click.option(
+    "--width", type=float, help="Instead of --model: an untrained network of this width."
+)
 CHOICES = (
     click.option("--model", type=PATH, help="Exported .onnx model; default: the bundled one."),
     click.option("--engine", default="auto", show_default=True, help="As in comit screen."),
@@ -39,6 +42,7 @@ def bench() -> None:
 
 @bench.command()
 @engine_options
+@WIDTH
 @click.option(
     "--batch-size",
     "batch_sizes",
@@ -51,6 +55,7 @@ def bench() -> None:
 @click.option("--plot", "picture", type=PATH, help="Also draw the figures: FILE.png.")
 def latency(
     model: Path | None,
+    width: float | None,
     engine: str,
     device: str,
     precision: str,
@@ -62,16 +67,17 @@ def latency(
 ) -> None:
     """Time the engine alone on random images, by batch size."""
     from comit.bench.latency import SIZES, by_batch, new_figure, plot
-    from comit.card import BUNDLED
     from comit.engine import load_engine
 
     if picture is not None:
         new_figure()  # a missing package is said before minutes of measuring
 
-    def load(size: int) -> Any:
-        return load_engine(model or BUNDLED, engine, device, precision, size)
+    with chosen(model, width) as path:
 
-    found = by_batch(load, batch_sizes or SIZES, calls, seconds, say)
+        def load(size: int) -> Any:
+            return load_engine(path, engine, device, precision, size)
+
+        found = by_batch(load, batch_sizes or SIZES, calls, seconds, say)
     columns = ("engine", "precision", "device", "batch_size", "load_ms", "first_ms", "p50_ms")
     more = ("p90_ms", "p99_ms", "lanes", "images_per_second", "mhz_before", "mhz_after")
     show(found, (*columns, *more), to)
@@ -82,6 +88,7 @@ def latency(
 @bench.command()
 @click.argument("source", metavar="[INPUT]", type=PATH, required=False)
 @engine_options
+@WIDTH
 @click.option("--batch-size", type=click.IntRange(1), help="Images at once [default: engine's].")
 @click.option("--workers", type=click.IntRange(1), help="Decoding processes.")
 @click.option("--masks", type=click.Choice(["all", "flagged", "none"]), default="all")
@@ -97,6 +104,7 @@ def latency(
 def throughput(
     source: Path | None,
     model: Path | None,
+    width: float | None,
     to: Path | None,
     repeat: int,
     seconds: float,
@@ -112,11 +120,10 @@ def throughput(
     `efficiency` is the end-to-end rate over the smallest ceiling; see docs/benchmarks.md.
     """
     from comit.bench.throughput import measure
-    from comit.card import BUNDLED
     from comit.screen import Options
 
-    options = Options(model=model or BUNDLED, **given)
-    with drawn(source, generate, files) as folder:
+    with drawn(source, generate, files) as folder, chosen(model, width) as path:
+        options = Options(model=path, **given)
         found = measure(folder, options, seconds, repeat, images, cold, sweep)
     columns = ("images", "core_ms_total", "ceilings", "steady", "images_per_second", "efficiency")
     show([found], columns, to)
@@ -126,6 +133,21 @@ def throughput(
         for grown in found.sweep:
             click.echo(f"{grown.what:>12}  {grown.value:>6}  {grown.steady:9.2f} images/s")
         click.echo(f"bottleneck: {found.bottleneck}; what would lift it: {found.advice}")
+
+
+@contextmanager
+def chosen(model: Path | None, width: float | None) -> Iterator[Path]:
+    """The model file that is measured."""
+    from comit.bench.untrained import untrained
+    from comit.card import BUNDLED
+
+    if width is None:
+        yield model or BUNDLED
+    elif model is not None:
+        raise UsageError("give --model or --width: one of the two")
+    else:
+        with untrained(width) as path:
+            yield path
 
 
 @contextmanager
@@ -148,6 +170,7 @@ def drawn(source: Path | None, kind: str | None, files: int) -> Iterator[Path]:
 @bench.command()
 @click.argument("source", metavar="[INPUT]", type=PATH, required=False)
 @click.option("--model", type=PATH, help="Exported .onnx model; default: the bundled one.")
+@WIDTH
 @click.option("--generate", type=click.Choice(GENERATED), help="Draw files instead of INPUT.")
 @click.option("--files", type=click.IntRange(1), default=16, show_default=True, help="To draw.")
 @click.option("--images", type=click.IntRange(1), help="Of a run [default: each file once].")
@@ -157,6 +180,7 @@ def drawn(source: Path | None, kind: str | None, files: int) -> Iterator[Path]:
 def compare(
     source: Path | None,
     model: Path | None,
+    width: float | None,
     generate: str | None,
     files: int,
     images: int | None,
@@ -170,12 +194,10 @@ def compare(
     peer's, at the same precision.
     """
     from comit.bench.compare import measure
-    from comit.card import BUNDLED
     from comit.screen import Options
 
-    with drawn(source, generate, files) as folder:
-        options = Options(model=model or BUNDLED)
-        found = measure(folder, options, repeat, images, peers, say)
+    with drawn(source, generate, files) as folder, chosen(model, width) as path:
+        found = measure(folder, Options(model=path), repeat, images, peers, say)
     columns = ("peer", "precision", "steady", "ratio", "whole_ratio", "score_difference", "note")
     show(found, columns, to)
 

@@ -351,6 +351,16 @@ def test_latency_command_prints_a_table_and_writes_json(
     assert set(written["figures"][0]) == set(asdict(measure(Sleeper, 2, 0.05)))
 
 
+def test_a_network_of_any_width_is_timed_untrained(tmp_path: Path) -> None:
+    path = tmp_path / "l.json"
+    options = "--width 0.0625 --engine onnxruntime --batch-size 1 --calls 2 --seconds 0.05"
+    done = CliRunner().invoke(bench, ["latency", *options.split(), "--json", str(path)])
+    assert done.exit_code == 0, done.output
+    assert json.loads(path.read_text())["figures"][0]["images_per_second"] > 0
+    done = CliRunner().invoke(bench, ["latency", "--width", "1", "--model", "a.onnx"])
+    assert isinstance(done.exception, UsageError)
+
+
 def test_gpu_suite_says_that_there_is_no_gpu(tmp_path: Path) -> None:
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
