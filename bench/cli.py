@@ -248,6 +248,7 @@ def plan(
 @click.argument("source", metavar="FOLDER", type=PATH)
 @engine_options
 @click.option("--rows", type=click.IntRange(1), multiple=True, help="[default: 1000, 20000]")
+@click.option("--null", is_flag=True, help="Without a network: the pipeline alone.")
 def memory(
     source: Path,
     model: Path | None,
@@ -256,13 +257,14 @@ def memory(
     precision: str,
     to: Path | None,
     rows: tuple[int, ...],
+    null: bool,
 ) -> None:
     """Screen manifests of growing length over the files of FOLDER; peak memory of each."""
     from comit.bench.memory import measure
 
     arguments = ["--engine", engine, "--device", device, "--precision", precision]
     arguments += ["--model", str(model)] if model else []
-    found = measure(source, list(rows or (1000, 20000)), arguments)
+    found = measure(source, list(rows or (1000, 20000)), arguments, network=not null)
     show(found, ("rows", "seconds", "peak_bytes", "ratio"), to)
 
 

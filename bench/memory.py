@@ -26,11 +26,14 @@ class Memory:
     ratio: float  # to the first run's
 
 
-def measure(source: Path, rows: list[int], arguments: list[str]) -> list[Memory]:
+def measure(
+    source: Path, rows: list[int], arguments: list[str], network: bool = True
+) -> list[Memory]:
     """Screens manifests of ``rows`` rows each over the files of ``source``, repeated in turn.
 
-    Each run is a process of its own. Needs Linux, which tells shared memory apart. Raises
-    UsageError without files, ComitError where a run fails.
+    Each run is a process of its own; without ``network`` it is :mod:`comit.bench.null`. Needs
+    Linux, which tells shared memory apart. Raises UsageError without files, ComitError where a
+    run fails.
     """
     files = sorted(p for p in source.rglob("*") if p.is_file())
     if not files:
@@ -39,7 +42,8 @@ def measure(source: Path, rows: list[int], arguments: list[str]) -> list[Memory]
     with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
         for n in rows:
             rows_of = manifest(files, n, Path(folder))
-            seconds, peak = _run([str(rows_of), "--out", f"{rows_of}.parquet", *arguments])
+            screen = ["comit" if network else "comit.bench.null", "screen", str(rows_of)]
+            seconds, peak = _run([*screen, "--out", f"{rows_of}.parquet", *arguments])
             first = found[0].peak_bytes if found else peak
             found.append(Memory(n, round(seconds, 1), peak, round(peak / first, 3)))
     return found
@@ -60,7 +64,7 @@ def _run(arguments: list[str]) -> tuple[float, int]:
     started = time.perf_counter()
     peak = 0
     with subprocess.Popen(
-        [sys.executable, "-m", "comit", "screen", *arguments, "--quiet"],
+        [sys.executable, "-m", *arguments, "--quiet"],
         stderr=subprocess.PIPE,
         text=True,
     ) as run:

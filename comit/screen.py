@@ -160,6 +160,7 @@ def screen(
             for done, pixels in pool.run(unproblematic(sink, lanes, stop)):
                 lanes.add(anonymous(done, names), pixels)
             lanes.flush()
+            stack.close()  # the decoders' memory is free for merging
         seconds = time.perf_counter() - started
         if stop.is_set():
             raise Stopped(f"stopped; the rows so far are kept. The same command resumes {out}")
