@@ -175,6 +175,7 @@ def _simplified(program: Any) -> onnx.ModelProto:
         node.input[:] = [rename.get(name, name) for name in node.input]
     _compare_uncast(graph)
     _merge_slices(graph)
+    _shuffle_whole_channels(graph)
     _drop_unused(graph)
     del graph.value_info[:]
     for item in (model, graph, *graph.input, *graph.output, *graph.node, *graph.initializer):
@@ -208,6 +209,22 @@ def _merge_slices(graph: onnx.GraphProto) -> None:
                 graph.initializer.append(numpy_helper.from_array(constants[name], name))
             merged.append(name)
         node.input[:] = [before.input[0], *merged]
+
+
+def _shuffle_whole_channels(graph: onnx.GraphProto) -> None:
+    """DepthToSpace of four tensors one after the other (DCR), not channel by channel (CRD).
+
+    PyTorch's pixel shuffle takes a channel's four values together, which a channels-last engine
+    has to reorder for; the same pixels come out.
+    """
+    made = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type == "DepthToSpace":
+            stack = made[made[node.input[0]].input[0]]  # Unsqueeze, Concat, Reshape
+            stack.input[:] = [made[name].input[0] for name in stack.input]
+            stack.attribute[0].i = 1  # its axis
+            node.input[:] = stack.output
+            next(a for a in node.attribute if a.name == "mode").s = b"DCR"
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

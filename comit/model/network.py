@@ -29,8 +29,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 # Channels of the five VGG16 blocks; the number of entries is the number of convolutions (2.1).
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
-Positions = Tensor | list[Tensor]  # of one pooling: max_pool2d's indices, or pool_positions
-
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -66,32 +64,31 @@ def as_scores(health: Tensor, findings: Tensor) -> Tensor:
     return torch.cat([unhealthy, torch.sigmoid(findings.float())], dim=1)
 
 
-def pool_positions(x: Tensor, pooled: Tensor) -> list[Tensor]:
+def pool_positions(x: Tensor, pooled: Tensor) -> Tensor:
     """Where each 2x2 window of ``x`` (N, C, H, W) has its maximum ``pooled`` (N, C, H/2, W/2).
 
-    Four masks, one a corner of the window, exactly one of them true. On a tie the first in
+    (N, C, H, W) of the type of ``x``: in each window one 1 and three 0. On a tie the first in
     row-major order wins, as in ``max_pool2d``: after ReLU most windows are four zeros, so the
-    rule decides where much of the decoder's input goes.
+    rule decides where much of the decoder's input goes. Both decoders share it.
     """
-    positions: list[Tensor] = []
+    corners: list[Tensor] = []
     taken: Tensor | None = None
     for row in (0, 1):
         for column in (0, 1):
             here = x[..., row::2, column::2] >= pooled
-            positions.append(here if taken is None else here & ~taken)
+            corners.append(here if taken is None else here & ~taken)
             taken = here if taken is None else taken | here
-    return positions
+    stacked = torch.stack([c.to(x.dtype) for c in corners], dim=2)  # (N, C, 4, H/2, W/2)
+    return F.pixel_shuffle(stacked.reshape(-1, 4 * x.shape[1], *pooled.shape[2:]), 2)
 
 
-def unpool(x: Tensor, positions: list[Tensor]) -> Tensor:
+def unpool(x: Tensor, positions: Tensor) -> Tensor:
     """(N, C, h, w) to (N, C, 2h, 2w): each value at its remembered position, zeros elsewhere.
 
-    Bit-equal to ``max_unpool2d`` and made of comparisons, selections and a pixel shuffle, which
-    every ONNX runtime has; MaxUnpool is missing from TensorRT.
+    Equal to ``max_unpool2d`` for finite values, and made of a nearest-neighbour resize and a
+    product, which every ONNX runtime has; MaxUnpool is missing from TensorRT.
     """
-    zero = torch.zeros((), dtype=x.dtype, device=x.device)
-    corners = torch.stack([torch.where(p, x, zero) for p in positions], dim=2)  # (N, C, 4, h, w)
-    return F.pixel_shuffle(corners.reshape(-1, 4 * x.shape[1], *x.shape[2:]), 2)
+    return F.interpolate(x, scale_factor=2.0, mode="nearest") * positions
 
 
 def conv_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
@@ -116,12 +113,11 @@ class Decoder(nn.Module):
             stages.append(nn.Sequential(*layers))
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, x: Tensor, positions: Sequence[Positions]) -> Tensor:
+    def forward(self, x: Tensor, positions: Sequence[Tensor]) -> Tensor:
         """(N, C, H/32, W/32) and the encoder's remembered positions to (N, 2, H, W) logits."""
         for stage, where in zip(self.stages, reversed(positions), strict=True):
-            x = stage(
-                F.max_unpool2d(x, where, [2, 2]) if isinstance(where, Tensor) else unpool(x, where)
-            )
+            indices = not where.is_floating_point()
+            x = stage(F.max_unpool2d(x, where, [2, 2]) if indices else unpool(x, where))
         return x
 
 
@@ -160,10 +156,10 @@ class COMiTNet(nn.Module):
         self.findings_branch = branch(channels[-1])
         self.portable_unpooling = False
 
-    def encode(self, x: Tensor) -> tuple[Tensor, list[Positions]]:
+    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(N, 1, H, W) in [0, 1] to (N, C, H/32, W/32) features and the pooling positions."""
         x = (x - self.config.mean) / self.config.std
-        positions: list[Positions] = []
+        positions: list[Tensor] = []
         for block in self.encoder:
             x = block(x)
             if self.portable_unpooling:
