@@ -110,8 +110,11 @@ def test_fp16_convolutions_are_fp16_and_branches_fp32(half):
     assert "BatchNormalization" not in nodes  # folded: a layer rounds once
     casts = [n.input[0] for n in model.graph.node if n.op_type == "Cast"]
     kinds = {o: n.op_type for n in model.graph.node for o in n.output}
-    # The features, to be averaged; the logits of both masks; the masks to uint8.
-    assert sorted(kinds[name] for name in casts) == ["MaxPool", "Round", *["Slice"] * 4]
+    # The features, to be averaged; the logits of both masks; the masks to uint8; from bool, the
+    # corners of the pooling windows.
+    corners = ["And"] * 15 + ["GreaterOrEqual"] * 5
+    rest = ["MaxPool", "Round", *["Slice"] * 4]
+    assert sorted(kinds[name] for name in casts) == sorted(corners + rest)
     assert half.stat().st_size < 1_600_000
 
 
