@@ -28,11 +28,11 @@ from comit.decode import open_image
 from comit.demo import Kind, draw, store
 from comit.engine import BACKENDS
 from comit.engine.base import Engine
-from comit.errors import ComitError, ItemError, UsageError
+from comit.errors import ComitError, ItemError
 from comit.export.parity import TOLERANCES, compare, phantoms
 from comit.export.to_onnx import load_network, to_bytes
-from comit.gpu.batch import Source, takes
-from comit.gpu.device import Device, PycudaDevice
+from comit.gpu.batch import Pictures, Source, takes
+from comit.gpu.device import Device, open_device
 from comit.gpu.preprocess import Preprocessor
 from comit.gpu.runs import RunLengths
 from comit.model.network import COMiTNet, NetworkConfig, pool_positions, unpool
@@ -158,9 +158,9 @@ class Suite:
         with gpu.current():
             stream = gpu.stream()
             for what, images in (("generated", generated()), ("real", self._real())):
-                rows.append({"what": f"preprocessing, {what}", "kernels by": gpu.name}
+                rows.append({"what": f"preprocessing, {what}", "kernels by": gpu.by}
                             | preprocessing_parity(gpu, images, stream))  # fmt: skip
-            rows.append({"what": "run lengths", "kernels by": gpu.name} | runs_parity(gpu, stream))
+            rows.append({"what": "run lengths", "kernels by": gpu.by} | runs_parity(gpu, stream))
 
     def engine_parity(self, rows: list[Row]) -> None:
         """Scores and masks of every engine beside PyTorch in float32, on the bundled model."""
@@ -245,14 +245,15 @@ class Suite:
             stream = gpu.stream()
             preprocessor, lengths = Preprocessor(gpu), RunLengths(gpu)
 
-            def prepare(images: list[tuple[Source, Presentation]]) -> None:
-                preprocessor.start(images, stream)
+            def prepare(pictures: Pictures) -> None:
+                preprocessor.start(pictures, stream)
                 preprocessor.outcomes(stream)
 
             for height, width, dtype in ((1024, 1024, np.uint8), (2500, 2048, np.uint16)):
                 samples = rng.integers(0, 4000, (height, width)).astype(dtype)
-                prepare([(samples, Presentation())] * n)
-                seconds = wall(repeat, prepare, [(samples, Presentation())] * n)
+                pictures = gpu.pictures([(samples, Presentation())] * n)
+                prepare(pictures)
+                seconds = wall(repeat, prepare, pictures)
                 what = f"preprocess {height} x {width} {np.dtype(dtype)}, with its copies"
                 rows.append({"what": what, "batch": n, "images/s": n / seconds,
                              "GB/s of samples": n * samples.nbytes / seconds / 1e9})  # fmt: skip
@@ -288,6 +289,7 @@ class Suite:
                         continue
                 row |= {
                     "precision": found.engine["precision"],
+                    "takes samples": found.engine["takes_samples"],
                     "screened": found.images,
                     "images/s": found.images_per_second["median"],
                     "steady": found.steady["median"],
@@ -419,7 +421,7 @@ class Suite:
                 preprocess(samples, image.presentation)
             except ItemError:
                 continue
-            if takes(samples, image.presentation):
+            if takes(samples.shape, samples.dtype, image.presentation):
                 found.append((samples, image.presentation))
         return found
 
@@ -451,18 +453,10 @@ def scatter(pooled: torch.Tensor, indices: torch.Tensor, shape: torch.Size) -> t
 
 
 def open_kernels(name: str) -> Device:
-    """A GPU to run the kernels on: through pycuda, as comit does, else through CuPy."""
+    """A GPU to run the kernels on."""
     if name == "cpu":
         raise Absent("needs a GPU")
-    try:
-        return PycudaDevice(name)
-    except UsageError as error:
-        from comit.bench.cupy_device import CupyDevice
-
-        try:
-            return CupyDevice(name)
-        except ModuleNotFoundError:
-            raise error from None
+    return open_device(name)
 
 
 def generated() -> list[tuple[Source, Presentation]]:
@@ -493,7 +487,7 @@ def preprocessing_parity(
     preprocessor, worst = Preprocessor(gpu), 0.0
     for i in range(0, len(images), 8):
         batch = images[i : i + 8]
-        memory = preprocessor.start(batch, stream)
+        memory = preprocessor.start(gpu.pictures(batch), stream)
         preprocessor.outcomes(stream)
         found = np.empty((len(batch), 224, 224), np.float16)
         gpu.download(found, memory, stream)
@@ -507,7 +501,7 @@ def preprocessing_parity(
 
 def runs_parity(gpu: Device, stream: Any) -> Row:
     """Whether run lengths of noise, blobs and plain masks are COCO's, to the letter."""
-    from comit.postprocess import FOREGROUND, encode
+    from comit.postprocess import FOREGROUND, encode, rle
 
     rng = np.random.default_rng(0)
     masks = rng.integers(0, 256, (9, 2, 224, 224)).astype(np.uint8)
@@ -517,7 +511,7 @@ def runs_parity(gpu: Device, stream: Any) -> Row:
     gpu.upload(memory, masks, stream)
     lengths.start(memory, len(masks), stream)
     same = [
-        [found.lung_rle, found.disease_rle] == encode(mask >= FOREGROUND)
+        [rle(found.lung), rle(found.disease)] == encode(mask >= FOREGROUND)
         for found, mask in zip(lengths.finish(stream), masks, strict=True)
     ]
     return {"images": len(same), "difference": same.count(False), "ok": all(same)}

@@ -86,7 +86,12 @@ PATH = click.Path(path_type=Path)
     show_default=True,
     help="What runs the network; auto is the fastest there is.",
 )
-@click.option("--device", default="auto", show_default=True, help="cpu or cuda:0.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda:0, or several GPUs: cuda:0,cuda:1.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),

@@ -1,5 +1,7 @@
 """Threads that run the engine and turn its answers into rows.
 
+An engine gets batches of pixels, or where it preprocesses itself (:attr:`Engine.takes_samples`)
+of samples as they are stored, of as many sizes as there are images.
 Where not every image gets masks, an engine that can (:attr:`Engine.two_stage`) looks at the scores
 first, which takes a sixth of the whole network, and computes masks for flagged images alone.
 """
@@ -14,16 +16,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comit.card import OperatingPoint
 from comit.decode.worker import Done
-from comit.engine.base import Engine, Inference
+from comit.engine.base import Engine, Inference, Screened
+from comit.gpu.batch import Pictures, Source
+from comit.gpu.preprocess import Outcome
 from comit.postprocess import scored_rows, unscored_row
-from comit.preprocess import SIZE
+from comit.preprocess import SIZE, Presentation
 from comit.results import Row
 from comit.sink import Sink
 
@@ -31,25 +35,50 @@ Masks = Literal["all", "flagged", "none"]
 # Scores first and then everything for a share f of the images costs 1/6 + f of computing
 # everything at once (openvino bf16, width 0.25: 2.5 and 16.6 ms), so it pays up to f = 5/6.
 WORTH = 0.8
+MOST_BYTES = 256 * 2**20  # of samples in a batch, or one image more
 MEMORY = 16  # batches over which the share of flagged images is averaged
+
+
+class Pixels:
+    """Room for a batch of pixels, used again as :class:`comit.gpu.batch.Pictures` are."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._array = np.empty((batch_size, 1, SIZE, SIZE), np.float32)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def data(self) -> NDArray[np.float32]:
+        """The images that are there, (N, 1, 224, 224)."""
+        return self._array[: self._count]
+
+    def add(self, image: Any, presentation: Presentation | None = None) -> None:
+        """Copies one (224, 224) or (1, 224, 224) image."""
+        self._array[self._count, 0] = image
+        self._count += 1
+
+    def clear(self) -> None:
+        """Forgets the images and keeps the memory."""
+        self._count = 0
 
 
 @dataclass
 class Batch:
     """Decoded images on their way to the engine."""
 
-    images: NDArray[np.float32]  # (batch size, 1, 224, 224)
+    images: Pixels | Pictures
     decoded: list[Done]
 
-    @property
-    def filled(self) -> NDArray[np.float32]:
-        """The images that are there, (N, 1, 224, 224)."""
-        return self.images[: len(self.decoded)]
-
-    def add(self, image: NDArray[np.float32], done: Done) -> None:
-        """Copies one (224, 224) or (1, 224, 224) image."""
-        self.images[len(self.decoded), 0] = image
+    def add(self, image: Source, done: Done) -> None:
+        """Copies one image."""
+        self.images.add(image, done.stored and done.stored.presentation)
         self.decoded.append(done)
+
+    def is_full(self, batch_size: int) -> bool:
+        """Whether the engine should have it: in full number, or many bytes."""
+        return len(self.decoded) == batch_size or self.images.data.nbytes >= MOST_BYTES
 
 
 class Lanes:
@@ -65,10 +94,11 @@ class Lanes:
         self._engine, self._sink, self._point, self._masks = engine, sink, point, masks
         self._threads = ThreadPoolExecutor(engine.lanes + 1, "lane")
         self._lanes = threading.Semaphore(engine.lanes)
-        self._buffers = buffers(2 * engine.lanes + 2, engine.batch_size)
+        self._two_stage = engine.two_stage and masks != "all"
+        self._buffers = buffers(engine, 2 * engine.lanes + 2)
         self._batch = Batch(self._buffers.get(), [])
         # Flagged images wait here for their masks; every thread may fill one batch up.
-        self._flagged_buffers = buffers(engine.lanes + 2, engine.batch_size)
+        self._flagged_buffers = buffers(engine, engine.lanes + 2 if self._two_stage else 1)
         self._flagged = Batch(self._flagged_buffers.get(), [])
         self._flagged_share = 0.0
         self._running: list[Future[None]] = []
@@ -89,13 +119,13 @@ class Lanes:
     ) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def add(self, done: Done, pixels: NDArray[np.float32] | None) -> None:
-        """Takes one decoded item: its pixels (copied), or its reason."""
-        if pixels is None:
+    def add(self, done: Done, image: Source | None) -> None:
+        """Takes one decoded item: its pixels or samples (copied), or its reason."""
+        if image is None:
             self._commit([(done.item, unscored_row(done))])
             return
-        self._batch.add(pixels, done)
-        if len(self._batch.decoded) == self._engine.batch_size:
+        self._batch.add(image, done)
+        if self._batch.is_full(self._engine.batch_size):
             self._submit()
 
     def flush(self) -> None:
@@ -116,41 +146,51 @@ class Lanes:
 
     def _run(self, batch: Batch) -> None:
         try:
-            two_stage = self._engine.two_stage and self._masks != "all"
-            if two_stage and self._flagged_share < WORTH:
-                self._score(batch)
+            images, two_stage = batch.images, self._two_stage and self._flagged_share < WORTH
+            if two_stage and isinstance(images, Pixels):
+                self._score(images.data, batch.decoded)
             else:
                 self._infer(batch)
         finally:
+            batch.images.clear()
             self._buffers.put(batch.images)
 
     def _infer(self, batch: Batch) -> None:
         """Scores and masks of a batch."""
         with self._lanes:
             started = time.perf_counter()
-            inference = self._engine.infer(batch.filled)
+            decoded, answer = self._ask(batch)
             inferred = time.perf_counter()
-        rows = scored_rows(batch.decoded, inference, self._point, self._masks)
+        rows = scored_rows(decoded, answer, self._point, self._masks)
         self._spent("engine", inferred - started)
         self._spent("postprocess", time.perf_counter() - inferred)
-        self._finish(batch.decoded, rows)
+        self._finish(decoded, rows)
 
-    def _score(self, batch: Batch) -> None:
+    def _ask(self, batch: Batch) -> tuple[list[Done], Inference | Screened]:
+        """The engine's answer, and what is known of each image with it."""
+        if isinstance(batch.images, Pixels):
+            return batch.decoded, self._engine.infer(batch.images.data)
+        answer = self._engine.screen(batch.images)
+        pairs = zip(batch.decoded, answer.outcomes, strict=True)
+        return [preprocessed(done, outcome) for done, outcome in pairs], answer
+
+    def _score(self, images: NDArray[np.float32], decoded: list[Done]) -> None:
         """Scores of a batch; an image that is to get masks goes into a batch of such."""
         with self._lanes:
             started = time.perf_counter()
-            scores = self._engine.scores(batch.filled)
+            scores = self._engine.scores(images)
             self._spent("engine", time.perf_counter() - started)
         bare = Inference(scores, np.empty((len(scores), 2, 0, 0), np.uint8))
-        rows = scored_rows(batch.decoded, bare, self._point, "none")
+        rows = scored_rows(decoded, bare, self._point, "none")
         marked = [self._masks == "flagged" and is_flagged(row) for row in rows]
         settled = [i for i, mark in enumerate(marked) if not mark]
-        self._finish([batch.decoded[i] for i in settled], [rows[i] for i in settled])
+        self._finish([decoded[i] for i in settled], [rows[i] for i in settled])
         for i, mark in enumerate(marked):
-            if mark and (full := self._keep(batch.images[i], batch.decoded[i])):
+            if mark and (full := self._keep(images[i], decoded[i])):
                 try:
                     self._infer(full)
                 finally:
+                    full.images.clear()
                     self._flagged_buffers.put(full.images)
         self._flagged_share += (sum(marked) / len(marked) - self._flagged_share) / MEMORY
 
@@ -168,7 +208,7 @@ class Lanes:
         self._commit([(d.item, row) for d, row in zip(decoded, rows, strict=True)])
         self._spent("write", time.perf_counter() - started)
         with self._mutex:
-            self.screened += len(rows)
+            self.screened += sum(done.reason is None for done in decoded)
 
     def _commit(self, rows: list[tuple[int, Row]]) -> None:
         for index, row in rows:
@@ -187,9 +227,19 @@ def is_flagged(row: Row) -> bool:
     return bool(row.flag_unhealthy or row.flag_covid)
 
 
-def buffers(count: int, batch_size: int) -> SimpleQueue[NDArray[np.float32]]:
-    """``count`` arrays for batches, (batch_size, 1, 224, 224) float32."""
-    free: SimpleQueue[NDArray[np.float32]] = SimpleQueue()
+def preprocessed(done: Done, outcome: Outcome) -> Done:
+    """What decoding found of an image, with what the engine's own preprocessing did."""
+    if done.stored is None:  # pixels: preprocessed before
+        return done
+    if outcome.reason is not None:
+        return done._replace(reason=str(outcome.reason))
+    found = dict.fromkeys([*done.warnings, *map(str, outcome.warnings)])
+    return done._replace(voi=outcome.voi, warnings=tuple(found))
+
+
+def buffers(engine: Engine, count: int) -> SimpleQueue[Pixels | Pictures]:
+    """Room for ``count`` batches of an engine."""
+    free: SimpleQueue[Pixels | Pictures] = SimpleQueue()
     for _ in range(count):
-        free.put(np.empty((batch_size, 1, SIZE, SIZE), np.float32))
+        free.put(engine.pictures() if engine.takes_samples else Pixels(engine.batch_size))
     return free

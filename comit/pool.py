@@ -21,11 +21,11 @@ from selectors import EVENT_READ, DefaultSelector
 from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from comit.decode import Limits, ViewPolicy
 from comit.decode.worker import AHEAD, SLOT, Done, Need
 from comit.errors import ComitError
+from comit.gpu.batch import Source
 from comit.preprocess import SIZE
 from comit.reasons import Fail
 from comit.ring import Block, Ring
@@ -89,6 +89,7 @@ class Pool:
         policy: ViewPolicy = "tagged",
     ) -> None:
         self._limits, self._timeout, self._policy = limits, timeout, policy
+        self._raw = False
         own = AHEAD * SLOT
         self._ring = Ring(ring_bytes, reserved=workers * own)
         self._waiting: deque[_Worker] = deque()  # for memory, first come first served
@@ -111,13 +112,15 @@ class Pool:
         self._ring.close()
 
     def run(
-        self, items: Iterable[tuple[int, bytes]]
-    ) -> Iterator[tuple[Done, NDArray[np.float32] | None]]:
+        self, items: Iterable[tuple[int, bytes]], raw: bool = False
+    ) -> Iterator[tuple[Done, Source | None]]:
         """Decodes files (index, path) and yields them as they finish, in no fixed order.
 
-        With every :class:`Done` that has no reason comes a (224, 224) float32 view into the ring,
-        valid until the next one is asked for.
+        With every :class:`Done` that has no reason comes a view into the ring, valid until the
+        next one is asked for: (224, 224) float32 pixels, or where ``raw`` asks for them and the
+        GPU's kernels take them, samples as they are stored.
         """
+        self._raw = raw
         source = iter(items)
         again: deque[tuple[int, bytes]] = deque()
         while self._feed(source, again):
@@ -159,7 +162,7 @@ class Pool:
                     worker.since = time.monotonic()
                 worker.queue.append(item)
                 with suppress(OSError):  # it has died: its pipe says so when it is read
-                    worker.pipe.send(item)
+                    worker.pipe.send((*item, self._raw))
         return any(worker.queue for worker in self._workers)
 
     def _is_late(self, worker: _Worker, now: float) -> bool:
@@ -167,19 +170,20 @@ class Pool:
             return False
         return now - worker.since > (self._timeout if worker.ready else START_TIMEOUT)
 
-    def _finish(
-        self, worker: _Worker, done: Done
-    ) -> Iterator[tuple[Done, NDArray[np.float32] | None]]:
+    def _finish(self, worker: _Worker, done: Done) -> Iterator[tuple[Done, Source | None]]:
         worker.queue.popleft()
         worker.since = time.monotonic()
         self.seconds += done.seconds
-        pixels = None
+        view: Source | None = None
         if done.reason is None:
             slot = worker.slots + worker.finished % AHEAD * SLOT
             offset = worker.block.offset if worker.block else slot
-            pixels = np.ndarray((SIZE, SIZE), np.float32, self._ring.memory, offset)
+            if done.stored is not None:
+                view = done.stored.at(self._ring.memory, offset)
+            else:
+                view = np.ndarray((SIZE, SIZE), np.float32, self._ring.memory, offset)
         worker.finished += 1
-        yield done, pixels
+        yield done, view
         self._release(worker)
 
     def _grant(self) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comit.card import OperatingPoint
 from comit.decode.worker import Done
-from comit.engine.base import Inference
+from comit.engine.base import Inference, Screened
+from comit.preprocess import SIZE
 from comit.reasons import Fail, Skip
 from comit.results import Row
 
@@ -17,19 +18,38 @@ FOREGROUND = 128  # of 255: the first value above probability 0.5, the paper's t
 SKIPS = frozenset(str(s) for s in Skip)
 
 
+class Masks(NamedTuple):
+    """Both masks of one image, as :mod:`comit.results` has them."""
+
+    lung_rle: dict[str, Any]
+    disease_rle: dict[str, Any]
+    lung_fraction: float
+    disease_fraction: float | None  # of the lung; None without one
+
+
+class Runs(NamedTuple):
+    """Both masks of one image as positions where runs begin, down the columns, and their areas."""
+
+    lung: NDArray[np.uint16]
+    disease: NDArray[np.uint16]
+    lung_area: int
+    inside: int  # of the disease, inside the lungs
+
+
 def scored_rows(
-    decoded: list[Done], inference: Inference, point: OperatingPoint | None, masks: str
+    decoded: list[Done], answer: Inference | Screened, point: OperatingPoint | None, masks: str
 ) -> list[Row]:
-    """Rows of a batch: ``decoded[i]`` is image i of ``inference``.
+    """Rows of a batch: ``decoded[i]`` is image i of the engine's ``answer``.
 
     ``masks`` is all, flagged or none: which rows get masks and fractions; the others' are not
-    looked at. Without an operating
-    point flags are null. An image with a score that is not finite gets a failed row.
+    looked at. Without an operating point flags are null. An image with a score that is not finite
+    gets a failed row, as does one with a reason, whose scores mean nothing.
     """
     rows = []
-    for done, scores, mask in zip(decoded, inference.scores.tolist(), inference.masks, strict=True):
-        if not np.isfinite(scores).all():
-            rows.append(unscored_row(done._replace(reason=str(Fail.MODEL_NONFINITE))))
+    for done, scores, mask in zip(decoded, answer.scores.tolist(), answer.masks, strict=True):
+        if done.reason is not None or not np.isfinite(scores).all():
+            reason = done.reason or str(Fail.MODEL_NONFINITE)
+            rows.append(unscored_row(done._replace(reason=reason)))
             continue
         unhealthy, covid, other = scores
         row = _described(done)._replace(
@@ -40,7 +60,7 @@ def scored_rows(
                 flag_unhealthy=unhealthy >= point.unhealthy, flag_covid=covid >= point.covid
             )
         if masks == "all" or (masks == "flagged" and (row.flag_unhealthy or row.flag_covid)):
-            row = _with_masks(row, mask >= FOREGROUND)
+            row = row._replace(**encoded(mask)._asdict())
         rows.append(row)
     return rows
 
@@ -68,17 +88,16 @@ def _described(done: Done) -> Row:
     )
 
 
-def _with_masks(row: Row, masks: NDArray[np.bool_]) -> Row:
-    """Adds the run lengths and areas of (2, 224, 224) lung and disease masks."""
-    lung, disease = masks
-    lungs = int(np.count_nonzero(lung))
-    lung_rle, disease_rle = encode(masks)
-    return row._replace(
-        lung_rle=lung_rle,
-        disease_rle=disease_rle,
-        lung_fraction=lungs / lung.size,
-        disease_fraction=np.count_nonzero(lung & disease) / lungs if lungs else None,
-    )
+def encoded(masks: NDArray[np.uint8] | Runs) -> Masks:
+    """(2, 224, 224) lung and disease, probability times 255, to run lengths and areas."""
+    if isinstance(masks, Runs):
+        lung_rle, disease_rle = rle(masks.lung), rle(masks.disease)
+        lungs, inside = masks.lung_area, masks.inside
+    else:
+        lung, disease = found = masks >= FOREGROUND
+        lung_rle, disease_rle = encode(found)
+        lungs, inside = int(np.count_nonzero(lung)), int(np.count_nonzero(lung & disease))
+    return Masks(lung_rle, disease_rle, lungs / SIZE**2, inside / lungs if lungs else None)
 
 
 def encode(masks: NDArray[np.bool_]) -> list[dict[str, Any]]:
@@ -96,3 +115,13 @@ def encode(masks: NDArray[np.bool_]) -> list[dict[str, Any]]:
         cv2.transpose(picture, into)
     encoded = mask.encode(turned.transpose(2, 1, 0))
     return [{"size": list(e["size"]), "counts": e["counts"].decode("ascii")} for e in encoded]
+
+
+def rle(boundaries: NDArray[np.uint16]) -> dict[str, Any]:
+    """Positions where runs begin, down the columns, to COCO's compressed RLE."""
+    from pycocotools import mask
+
+    edges = np.concatenate([[0], boundaries.astype(np.int64), [SIZE**2]])
+    plain = {"size": [SIZE, SIZE], "counts": np.diff(edges).tolist()}
+    packed = mask.frPyObjects(plain, SIZE, SIZE)
+    return {"size": list(packed["size"]), "counts": packed["counts"].decode("ascii")}

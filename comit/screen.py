@@ -3,6 +3,9 @@
 source --> decode + preprocess --> engine --> postprocess --> sink
 items      processes, ahead        lanes      rows            parts, then one file
 
+An engine on a GPU may preprocess itself: then the processes decode alone, and what goes through
+shared memory to the lanes are samples as they are stored.
+
 Pool        decodes into shared memory, in bounded bytes      comit.pool
 Lanes       threads that keep the engine busy                 comit.lanes
 Sink        freezes the work list, commits rows, merges       comit.sink
@@ -43,7 +46,7 @@ class Options:
 
     model: Path = BUNDLED  # an .onnx file that comit exported, its card beside it
     engine: str = "auto"  # openvino, onnxruntime, torch; auto is the fastest there is
-    device: str = "auto"  # cpu, cuda:0
+    device: str = "auto"  # cpu, cuda:0, cuda:0,cuda:1
     precision: str = "auto"  # fp32, bf16, fp16; auto is the fastest the device computes well
     batch_size: int | None = None  # images; None is the engine's own choice
     workers: int | None = None  # decoding processes; None is the usable cores, 32 at most
@@ -148,6 +151,7 @@ def screen(
             device=options.device,
             precision=options.precision,
             batch_size=options.batch_size,
+            progress=lambda line: console.line(line, "engine"),
         )
         settings |= {"engine": engine.name, "precision": engine.precision}
         sink.freeze(settings, metadata(card.name, settings))
@@ -157,8 +161,9 @@ def screen(
             console.progress("screening", sink.items) as lanes.on_rows,
             Metrics(options.metrics_file, sink, lanes, pool) as metrics,
         ):
-            for done, pixels in pool.run(unproblematic(sink, lanes, stop)):
-                lanes.add(anonymous(done, names), pixels)
+            items = unproblematic(sink, lanes, stop)
+            for done, image in pool.run(items, raw=engine.takes_samples):
+                lanes.add(anonymous(done, names), image)
             lanes.flush()
             stack.close()  # the decoders' memory is free for merging
         seconds = time.perf_counter() - started
@@ -288,6 +293,7 @@ def report(
             "device": engine.device,
             "batch_size": engine.batch_size,
             "lanes": engine.lanes,
+            "takes_samples": engine.takes_samples,
         },
         settings=settings,
         notes=list(getattr(engine, "notes", [])),

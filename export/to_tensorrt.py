@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,14 +24,14 @@ from typing import Any
 from comit.cache import CACHE, publish, read, replace_file
 from comit.card import card_path, open_model, sha256
 from comit.engine import modelfile
-from comit.engine.base import IMAGE
+from comit.engine.base import IMAGE, Progress, ignore
 from comit.errors import MissingExtra, ModelError, UsageError
 
 # The first that is here: they have one API, but TensorRT for RTX has no code for Hopper (sm_90).
 PACKAGES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 MAGIC = b"comit engine 1\n"
 SMALL = 8  # images: batches up to this have a profile of their own, tuned for one image
-Progress = Callable[[str], None]
+EVERY = 5.0  # seconds between lines of a phase that goes on
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def build(
     onnx: bytes,
     options: Options | None = None,
     timing: bytes = b"",
-    progress: Progress | None = None,
+    progress: Progress = ignore,
 ) -> tuple[bytes, bytes]:
     """(engine, timing cache) of an ONNX file; seconds to minutes.
 
@@ -169,8 +170,7 @@ def build(
     if not is_rtx(trt):
         cache = config.create_timing_cache(timing)
         config.set_timing_cache(cache, ignore_mismatch=False)
-    if progress is not None:
-        config.progress_monitor = monitor(trt, progress)
+    config.progress_monitor = monitor(trt, progress)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise UsageError(f"TensorRT built no engine: {log.last or 'it does not say why'}")
@@ -188,7 +188,7 @@ def export_engine(
     options: Options,
     device: str = "cuda:0",
     cache: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = ignore,
 ) -> About:
     """Writes the fp16 engine of an ONNX file to ``out`` (mode 0600) and its card beside it.
 
@@ -224,7 +224,7 @@ def cached(
     machine: Machine,
     precision: str = "fp16",
     cache: Path = CACHE,
-    progress: Progress | None = None,
+    progress: Progress = ignore,
 ) -> tuple[About, bytes]:
     """The engine of ``onnx`` for ``machine``: from the cache, else built and kept there.
 
@@ -232,19 +232,21 @@ def cached(
     """
     about = About(machine, options, sha256(onnx), precision)
     path = cache / "engines" / f"{about.key()}.engine"
-    kept = read(path)
+    kept, gpu = read(path), machine.gpu or "any GPU"
     if kept is not None:
+        progress(f"the engine for {gpu} was built before")
         return unpack(kept)
     timings = (
         cache / "engines" / f"{hashlib.sha256(repr(machine).encode()).hexdigest()[:32]}.timing"
     )
-    if progress is not None:
-        progress(f"building the engine for {machine.gpu or 'any GPU'}; it is kept in {cache}")
+    progress(f"building the engine for {gpu}: minutes, once; it is kept in {cache}")
+    started = time.monotonic()
     if precision == "fp16":
         onnx = as_fp16(onnx)
     elif precision_of(onnx) != precision:
         raise UsageError(f"the model file is {precision_of(onnx)}: give one that is {precision}")
     plan, timing = build(trt, onnx, options, read(timings) or b"", progress)
+    progress(f"built in {time.monotonic() - started:.0f} s")
     content = pack(about, plan)
     publish(path, content)
     if timing:
@@ -340,20 +342,29 @@ def logger(trt: Any) -> Any:
 
 
 def monitor(trt: Any, progress: Progress) -> Any:
-    """TensorRT's progress, a line for each of its larger phases."""
+    """TensorRT's progress: a line for each of its larger phases, more where one goes on."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # only known at run time
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+            self._said = time.monotonic()
+
+        def _say(self, line: str) -> None:
+            self._said = time.monotonic()
+            progress(line)
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self._steps[phase] = steps
             if steps > 1:
-                progress(phase)
+                self._say(phase)
 
         def step_complete(self, phase: str, step: int) -> bool:
+            if time.monotonic() - self._said >= EVERY:
+                self._say(f"{phase}: {step + 1} of {self._steps[phase]}")
             return True
 
         def phase_finish(self, phase: str) -> None:
-            pass
+            self._steps.pop(phase, None)
 
     return Monitor()

@@ -38,10 +38,10 @@ class CpuMemory(Memory):
 class CpuDevice(Device):
     """``backwards``: threads of a step and blocks of a grid in the other order."""
 
-    name, arch = "cpu", "none"
+    name, arch, by = "cpu", "none", "g++"
 
     def __init__(self, library: ctypes.CDLL, backwards: bool = False) -> None:
-        self._library, self._backwards = library, backwards
+        self._library, self._backwards, self.launches = library, backwards, 0
 
     def empty(self, nbytes: int) -> CpuMemory:
         return CpuMemory(nbytes)
@@ -66,6 +66,7 @@ class CpuDevice(Device):
     def launch(
         self, kernel: str, grid: Size, block: Size, arguments: Sequence[Any], stream: Any
     ) -> None:
+        self.launches += 1
         assert kernel in KERNELS and block[1:] == (1, 1)
         shape = np.array([*grid, block[0], self._backwards], np.int32)
         call = [ctypes.c_void_p(shape.ctypes.data)]

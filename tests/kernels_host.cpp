@@ -29,14 +29,14 @@ int size_of_runs() { return sizeof(Runs); }
 unsigned short half_of(float value) { return half_bits(value); }
 
 void unfilter_rows(const Launch* launch, const u8* filtered, u8* samples, const Scanlines* lines) {
-  static UnfilterMemory memory;
+  static thread_local UnfilterMemory memory;
   launch->each([&](int x, int, int) {
     unfilter(launch->team(), memory, filtered, samples, lines[x]);
   });
 }
 
 void average_area(const Launch* launch, const u8* samples, const Picture* pictures, f32* grids) {
-  static AverageMemory memory;
+  static thread_local AverageMemory memory;
   launch->each([&](int x, int y, int z) {
     average(launch->team(), memory, samples, pictures[y], grids + static_cast<u64>(y) * CELLS, x, z);
   });
@@ -44,7 +44,7 @@ void average_area(const Launch* launch, const u8* samples, const Picture* pictur
 
 void present_pixels(const Launch* launch, const u8* samples, const Picture* pictures,
                     const f32* entries, f32* grids, f32* shown, void* out, i32 half, u32* status) {
-  static PresentMemory memory;
+  static thread_local PresentMemory memory;
   launch->each([&](int x, int, int) {
     u8* pixels = static_cast<u8*>(out) + static_cast<u64>(x) * CELLS * (half ? 2 : 4);
     present(launch->team(), memory, samples, pictures[x], entries, grids + x * CELLS,
@@ -54,7 +54,7 @@ void present_pixels(const Launch* launch, const u8* samples, const Picture* pict
 
 void encode_masks(const Launch* launch, const u8* masks, i32 threshold, u32* cursor,
                   u16* boundaries, Runs* runs) {
-  static RunsMemory memory;
+  static thread_local RunsMemory memory;
   launch->each([&](int x, int, int) {
     find_runs(launch->team(), memory, masks + x * 2 * CELLS, threshold, cursor, boundaries,
               runs + x);

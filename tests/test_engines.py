@@ -2,18 +2,20 @@
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from comit import engine as engines
 from comit.card import BUNDLED
-from comit.engine import available, load_engine, load_model, modelfile
+from comit.engine import Backend, available, load_engine, load_model, modelfile
 from comit.engine.base import Engine, Inference, padded
 from comit.errors import MissingExtra, ModelError, UsageError
 
@@ -210,13 +212,77 @@ def test_a_gpu_machine_without_tensorrt_is_told(tiny_model, monkeypatch):
     assert engine.notes[0].endswith("pip install 'comit[gpu]'")
 
 
-def test_a_machine_without_a_gpu_is_told(tiny_model, monkeypatch):
+def test_a_machine_without_a_gpu_is_told_nothing_of_tensorrt(tiny_model, monkeypatch):
     require("openvino")
     monkeypatch.setattr(engines, "gpu_present", lambda: False)
-    note = "not used: tensorrt; this machine has no NVIDIA GPU"
-    assert load_engine(tiny_model).notes == (note,)
-    assert load_engine(tiny_model, device="cpu").notes == ()
-    assert load_engine(tiny_model, "openvino").notes == ()
+    for options in ({}, {"device": "cpu"}, {"name": "openvino"}):
+        assert load_engine(tiny_model, **options).notes == ()
+
+
+class Fake(Engine):
+    """Answers with the number of its device; ``broken`` ones do not load."""
+
+    name, precision, batch_size, lanes, takes_samples = "fake", "fp16", 2, 2, True
+    closed: ClassVar[list[str]] = []
+    broken = ""
+
+    def __init__(self, model, device, precision, batch_size, threads, progress=print):
+        if device == self.broken:
+            raise UsageError(f"there is no {device}")
+        self.device, self.notes = device, (f"note of {device}",)
+        progress(f"preparing {device}")
+
+    def infer(self, images):
+        number = np.float32(self.device[-1])
+        shape = (len(images), 2, 224, 224)
+        return Inference(np.full((len(images), 3), number), np.zeros(shape, np.uint8))
+
+    def close(self):
+        self.closed.append(self.device)
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    backend = Backend(__name__, "Fake", (), "gpu", tells=True)
+    monkeypatch.setitem(engines.BACKENDS, "tensorrt", backend)
+    Fake.closed.clear()
+
+
+def test_several_gpus_are_one_engine(fakes, tiny_model):
+    said = []
+    engine = load_engine(tiny_model, "tensorrt", "cuda:0,cuda:2", progress=said.append)
+    assert (engine.device, engine.lanes, engine.batch_size) == ("cuda:0,cuda:2", 4, 2)
+    assert engine.takes_samples
+    assert engine.notes == ("cuda:0: note of cuda:0", "cuda:2: note of cuda:2")
+    assert said == ["preparing cuda:0", "preparing cuda:2"]
+    images = np.zeros((8, 1, 224, 224), np.float32)
+    assert engine.predict(images).scores[:, 0].tolist() == [0, 0, 2, 2, 0, 0, 2, 2]
+    engine.close()
+    assert Fake.closed == ["cuda:0", "cuda:2"]
+
+
+def test_one_gpu_of_several_that_does_not_load_frees_the_others(fakes, tiny_model, monkeypatch):
+    monkeypatch.setattr(Fake, "broken", "cuda:1")
+    with pytest.raises(UsageError, match="there is no cuda:1"):
+        load_engine(tiny_model, "tensorrt", "cuda:0,cuda:1")
+    assert Fake.closed == ["cuda:0"]
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cuda:0,cpu", "device 'cpu': choose auto, cpu, cuda:0, or several"),
+        ("cuda:0,", "device '': choose"),
+        ("cuda,cuda:1", "device 'cuda': choose"),
+        ("cuda:0, cuda:1", "device ' cuda:1': choose"),
+        ("cuda:1,cuda:01", "names a GPU twice"),
+        ("cuda:\u0663", "choose"),
+    ],
+)
+def test_a_bad_list_of_gpus_is_one_clear_line(tiny_model, device, said):
+    with pytest.raises(UsageError, match=re.escape(said)) as error:
+        load_engine(tiny_model, device=device)
+    assert "\n" not in str(error.value)
 
 
 def test_tensorrt_says_what_is_missing(tiny_model, monkeypatch):

@@ -4,10 +4,10 @@ Started by :mod:`comit.pool`. It owns nothing that outlives it:
 files are opened for reading, memory is granted by the parent, so it may be killed at any time.
 
     parent                          worker
-      (index, file)        ->         reads and opens the file
+      (index, file, raw)   ->         reads and opens the file
                            <-       Need(bytes)     only for what its slot cannot hold
-      offset in the ring   ->         decodes and preprocesses into the ring
-                           <-       Done(item, ...)
+      offset in the ring   ->         decodes and preprocesses into the ring; for an engine that
+                           <-       Done(item, ...)     preprocesses itself (raw) decodes alone
 
 It has two slots of the ring to itself, used in turn: what is decoded ahead lies in one while the
 parent takes the pixels out of the other.
@@ -32,8 +32,9 @@ from imagecodecs import deflate_crc32
 
 from comit.decode import Image, Limits, ViewPolicy, open_image
 from comit.errors import ItemError
-from comit.preprocess import SIZE, preprocess
-from comit.reasons import Fail, Skip
+from comit.gpu.batch import Rows, Source, takes
+from comit.preprocess import SIZE, Presentation, preprocess
+from comit.reasons import Caution, Fail, Skip
 from comit.source import microseconds
 
 AHEAD = 2  # items a process has at once: the next waits in its pipe while it decodes
@@ -46,11 +47,26 @@ class Need(NamedTuple):
     nbytes: int
 
 
-class Done(NamedTuple):
-    """One item is finished. Without a reason its slot or block begins with the pixels of the grid.
+class Stored(NamedTuple):
+    """Samples that an item left at the beginning of its slot or block."""
 
-    (224, 224) float32.
-    """
+    shape: tuple[int, int]
+    dtype: str
+    is_rows: bool  # a PNG's scanlines, inflated and no more
+    presentation: Presentation
+
+    def at(self, memory: mmap.mmap, offset: int) -> Source:
+        """A view of them."""
+        if not self.is_rows:
+            return np.ndarray(self.shape, self.dtype, memory, offset)
+        height, width = self.shape
+        dtype = np.dtype(self.dtype)
+        lines = np.ndarray((height, 1 + width * dtype.itemsize), np.uint8, memory, offset)
+        return Rows(lines, dtype)
+
+
+class Done(NamedTuple):
+    """One item is finished. Without a reason its slot or block begins with what is ``stored``."""
 
     item: int  # its index in the work list
     reason: str | None
@@ -66,6 +82,7 @@ class Done(NamedTuple):
     file_mtime: int | None = None  # microseconds since 1970
     file_crc32: int | None = None
     seconds: float = 0.0  # of this process: reading, decoding, preprocessing
+    stored: Stored | None = None  # None is the pixels of the grid, (224, 224) float32
 
 
 def main() -> None:
@@ -83,8 +100,8 @@ def main() -> None:
         connection.send(None)  # ready
         parent = Parent(connection, memory, slots)
         while True:
-            index, file = parent.next_item()
-            connection.send(_process(index, file, Limits(**limits), policy, parent))
+            index, file, raw = parent.next_item()
+            connection.send(_process(index, file, raw, Limits(**limits), policy, parent))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
 
@@ -94,12 +111,14 @@ class Parent:
 
     def __init__(self, connection: Connection, memory: mmap.mmap, slots: int) -> None:
         self.connection, self.memory, self.slots = connection, memory, slots
-        self.items: deque[tuple[int, bytes]] = deque()
+        self.items: deque[tuple[int, bytes, bool]] = deque()
         self.taken = -1
+        self.waited = 0.0  # seconds, for memory of the item in hand
 
-    def next_item(self) -> tuple[int, bytes]:
-        """The index and file of the next item, in the order they were sent."""
+    def next_item(self) -> tuple[int, bytes, bool]:
+        """Index and file of the next item, in the order they were sent, and if it stays raw."""
         self.taken += 1
+        self.waited = 0.0
         return self.items.popleft() if self.items else self.connection.recv()
 
     def place(self, nbytes: int) -> int:
@@ -109,35 +128,36 @@ class Parent:
         """
         if nbytes <= SLOT:
             return self.slots + self.taken % AHEAD * SLOT
+        asked = time.perf_counter()
         self.connection.send(Need(nbytes))
         while isinstance(message := self.connection.recv(), tuple):
             self.items.append(message)
+        self.waited += time.perf_counter() - asked
         if message is None:
             raise ItemError(Fail.TOO_LARGE)
         return int(message)
 
 
-def _process(index: int, file: bytes, limits: Limits, policy: ViewPolicy, parent: Parent) -> Done:
-    started, waited = time.perf_counter(), 0.0
+def _process(
+    index: int, file: bytes, raw: bool, limits: Limits, policy: ViewPolicy, parent: Parent
+) -> Done:
+    started = time.perf_counter()
     contents = Contents()
     image: Image | None = None
     reason: str | None = None
     voi: str | None = None
-    found: list[str] = []
+    found: tuple[Caution, ...] = ()
+    stored: Stored | None = None
     try:
         contents = read_file(file, limits.file_bytes)
         image = open_image(contents.data, limits, policy)
         if image.skip is not None:
             reason = image.skip
         else:
-            asked = time.perf_counter()
-            offset = parent.place(image.nbytes)
-            waited = time.perf_counter() - asked
-            samples = image.samples(parent.memory, offset)
-            result = preprocess(samples, image.presentation)
-            voi, found = result.voi, list(result.warnings)
-            # The stored values are done with: the grid takes their place.
-            np.ndarray((SIZE, SIZE), np.float32, parent.memory, offset)[...] = result.pixels
+            if raw and takes((image.height, image.width), image.dtype, image.presentation):
+                stored = _store(image, contents.data, parent)
+            else:
+                voi, found = _store_pixels(image, parent)
     except ItemError as error:
         reason = error.reason
     except Exception:  # a decoder's own error or no memory; its text may hold header values
@@ -148,7 +168,7 @@ def _process(index: int, file: bytes, limits: Limits, policy: ViewPolicy, parent
         file_size=contents.size,
         file_mtime=contents.mtime,
         file_crc32=contents.crc32,
-        seconds=time.perf_counter() - started - waited,
+        seconds=time.perf_counter() - started - parent.waited,
     )
     if image is None:
         return done
@@ -161,7 +181,34 @@ def _process(index: int, file: bytes, limits: Limits, policy: ViewPolicy, parent
         sop_instance_uid=image.sop_instance_uid,
         series_instance_uid=image.series_instance_uid,
         study_instance_uid=image.study_instance_uid,
+        stored=stored,
     )
+
+
+def _store_pixels(image: Image, parent: Parent) -> tuple[str, tuple[Caution, ...]]:
+    """Puts the pixels of the grid into the ring; what preprocessing said."""
+    offset = parent.place(image.nbytes)
+    pixels, voi, found = preprocess(image.samples(parent.memory, offset), image.presentation)
+    # The stored values are done with: the grid takes their place.
+    np.ndarray((SIZE, SIZE), np.float32, parent.memory, offset)[...] = pixels
+    return voi, found
+
+
+def _store(image: Image, data: bytes, parent: Parent) -> Stored:
+    """Puts samples into the ring as they are, of a PNG its scanlines."""
+    from comit.gpu.png import read_rows
+
+    shape = (image.height, image.width)
+    rows = read_rows(data)
+    if rows is not None:
+        offset = parent.place(rows.data.nbytes)
+        np.ndarray(rows.data.shape, np.uint8, parent.memory, offset)[...] = rows.data
+    else:
+        offset = parent.place(image.height * image.width * image.dtype.itemsize)
+        samples = image.samples(parent.memory, offset)
+        if image.in_place:
+            np.ndarray(shape, image.dtype, parent.memory, offset)[...] = samples
+    return Stored(shape, image.dtype.str, rows is not None, image.presentation)
 
 
 class Contents(NamedTuple):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from comit.errors import MissingExtra, ModelError, UsageError
 
 if TYPE_CHECKING:
-    from comit.engine.base import Engine
+    from comit.engine.base import Engine, Progress
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,24 @@ class Backend:
     engine: str  # the class in it
     packages: tuple[str, ...]  # "a|b": either
     extra: str
+    tells: bool = False  # whether making one takes `progress`
 
 
 BACKENDS = {
     "tensorrt": Backend(
         "comit.engine.tensorrt",
         "TensorRtEngine",
-        ("tensorrt|tensorrt_rtx|tensorrt_rtx_bindings", "pycuda"),
+        ("tensorrt|tensorrt_rtx|tensorrt_rtx_bindings", "pycuda|cupy"),
         "gpu",
+        tells=True,
     ),
     "openvino": Backend("comit.engine.openvino", "OpenVinoEngine", ("openvino",), "cpu"),
     "onnxruntime": Backend(
         "comit.engine.onnxruntime", "OnnxRuntimeEngine", ("onnxruntime",), "cpu"
     ),
-    "torch": Backend("comit.engine.torch", "TorchEngine", ("torch", "onnx", "onnxscript"), "train"),
+    "torch": Backend(
+        "comit.engine.torch", "TorchEngine", ("torch", "onnx", "onnxscript"), "train", tells=True
+    ),
 }
 FASTEST = {  # first is fastest, measured on the CPU (bench/results), published for GPUs
     "cpu": ("openvino", "onnxruntime", "torch"),
@@ -59,37 +63,36 @@ def load_engine(
     precision: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Engine:
     """Loads a model file, checked against its card, on an engine.
 
     ``name``: tensorrt, openvino, onnxruntime, torch, or auto, the fastest that is installed.
-    ``device``: cpu, cuda:N, or auto, the first GPU with an engine for it, else the CPU.
+    ``device``: cpu, cuda:N, several such with commas, between which batches are split, or auto,
+    the first GPU with an engine for it, else the CPU.
     ``precision``: fp32, bf16, fp16, or auto, the engine's fastest that keeps the results.
     ``batch_size`` and ``threads`` (cores to use): None is what measured best, and all.
+    ``progress`` is told what takes long: a GPU's engine may be minutes in the making.
     Raises ModelError, MissingExtra, UsageError.
     """
     from comit.card import open_model
 
     if name not in ("auto", *BACKENDS):
         raise UsageError(f"engine {name!r}: choose auto, {', '.join(BACKENDS)}")
-    if device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:\d+", device):
-        raise UsageError(f"device {device!r}: choose auto, cpu or cuda:0")
+    check_device(device)
     if batch_size is not None and batch_size < 1:
         raise UsageError("the batch size must be at least 1")
     _, content = open_model(model)
     refused: list[UsageError] = []
     for choice, where in _choices(name, device):
         try:
-            engine = _load(choice, content, where, precision, batch_size, threads)
+            engine = _load(choice, content, where, precision, batch_size, threads, progress)
         except ModelError:
             raise
         except UsageError as error:
             refused.append(error)
             continue
-        notes = [f"not used: {error}" for error in refused]
-        if (name, device) == ("auto", "auto") and not gpu_present():
-            notes.append("not used: tensorrt; this machine has no NVIDIA GPU")
-        engine.notes = (*notes, *engine.notes)
+        engine.notes = (*(f"not used: {error}" for error in refused), *engine.notes)
         return engine
     # The most telling refusal: of an engine that is here, else of the one to install.
     raise next((e for e in reversed(refused) if not isinstance(e, MissingExtra)), refused[-1])
@@ -109,6 +112,20 @@ def load_model(path: Path | str | None = None, engine: str = "auto", **options: 
 def gpu_present() -> bool:
     """Whether an NVIDIA driver runs on this machine; loads no library."""
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
+
+
+def check_device(device: str) -> None:
+    """Raises UsageError for what names no device, or one GPU twice."""
+    listed = device.split(",")
+    if len(listed) == 1 and device in ("auto", "cpu", "cuda"):
+        return
+    wrong = next((d for d in listed if not re.fullmatch(r"cuda:\d+", d, re.ASCII)), None)
+    if wrong is not None:
+        raise UsageError(
+            f"device {wrong!r}: choose auto, cpu, cuda:0, or several GPUs as in cuda:0,cuda:1"
+        )
+    if len({int(d.partition(":")[2]) for d in listed}) < len(listed):
+        raise UsageError(f"device {device!r} names a GPU twice")
 
 
 def _choices(name: str, device: str) -> list[tuple[str, str]]:
@@ -131,14 +148,27 @@ def _load(
     precision: str,
     batch_size: int | None,
     threads: int | None,
+    progress: Progress | None,
 ) -> Engine:
     backend = BACKENDS[name]
     if missing := _missing(name):
         extra = backend.extra if device == "cpu" else "gpu"
         raise MissingExtra(f"engine {name} ({', '.join(missing)})", extra)
-    engine = getattr(import_module(backend.module), backend.engine)
-    loaded: Engine = engine(content, device, precision, batch_size, threads)
-    return loaded
+    kind = getattr(import_module(backend.module), backend.engine)
+    told = {"progress": progress} if backend.tells and progress else {}
+    engines: list[Engine] = []
+    try:
+        for one in device.split(","):
+            engines.append(kind(content, one, precision, batch_size, threads, **told))
+    except BaseException:
+        for engine in engines:
+            engine.close()
+        raise
+    if len(engines) == 1:
+        return engines[0]
+    from comit.engine.several import Several
+
+    return Several(engines)
 
 
 def _lacking(name: str) -> str | None:

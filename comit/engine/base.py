@@ -1,15 +1,21 @@
-"""What every engine does: a batch of preprocessed images in, scores and masks out."""
+"""What every engine does: a batch of images in, scores and masks out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from comit.gpu.batch import Pictures
+    from comit.gpu.preprocess import Outcome
+    from comit.postprocess import Runs
+
 IMAGE = (1, 224, 224)  # channels, rows, columns of one image
+Progress = Callable[[str], None]  # is told, in lines, of what takes longer than a second
 
 
 class Inference(NamedTuple):
@@ -17,6 +23,14 @@ class Inference(NamedTuple):
 
     scores: NDArray[np.float32]  # (N, 3) in [0, 1]: unhealthy, COVID, other disease
     masks: NDArray[np.uint8]  # (N, 2, 224, 224): probability of lung and disease times 255
+
+
+class Screened(NamedTuple):
+    """An engine's answer for N images that it preprocessed and encoded itself."""
+
+    outcomes: list[Outcome]  # a reason where there are no pixels; its scores mean nothing
+    scores: NDArray[np.float32]  # (N, 3), as in Inference
+    masks: list[Runs]
 
 
 class Engine(ABC):
@@ -33,6 +47,7 @@ class Engine(ABC):
     batch_size: int  # images of a full batch
     lanes: int = 1  # threads that gain from calling infer at once
     two_stage: bool = False  # whether scores() costs much less than infer()
+    takes_samples: bool = False  # whether it has pictures() and screen()
     notes: Sequence[str] = ()  # why ``auto`` did not choose a faster engine, a line each
 
     @abstractmethod
@@ -42,6 +57,17 @@ class Engine(ABC):
     def scores(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scores alone, (N, 3), bit for bit those of :meth:`infer`."""
         return self.infer(images).scores
+
+    def pictures(self) -> Pictures:
+        """An empty batch for :meth:`screen`, in memory that the device copies from fast."""
+        raise NotImplementedError
+
+    def screen(self, pictures: Pictures) -> Screened:
+        """1 to batch_size images as they are stored, to scores and run lengths.
+
+        Called as :meth:`infer` is; ``pictures`` stay as they are until it returns.
+        """
+        raise NotImplementedError
 
     def predict(self, images: NDArray[np.float32]) -> Inference:
         """The same for any N, a batch after the other."""
@@ -57,6 +83,10 @@ class Engine(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Frees what the engine holds; the default holds nothing."""
+
+
+def ignore(line: str) -> None:
+    """A :data:`Progress` that nobody reads."""
 
 
 def padded(images: NDArray[Any], batch_size: int, dtype: Any = np.float32) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""TensorRT (10.16, 11, or TensorRT for RTX) on an NVIDIA GPU, through pycuda.
+"""TensorRT (10.16, 11, or TensorRT for RTX) on an NVIDIA GPU, through pycuda or CuPy.
 
 *Unverified on a GPU*: it was written without one. Tests run this class with an engine that
 computes on the CPU; see docs/gpu.md.
@@ -6,37 +6,27 @@ computes on the CPU; see docs/gpu.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comit.cache import CACHE
-from comit.engine.base import IMAGE, Engine, Inference
+from comit.engine.base import IMAGE, Engine, Inference, Progress, Screened, ignore
 from comit.errors import ModelError, UsageError
 from comit.export import to_tensorrt
 from comit.export.to_tensorrt import SMALL, Options
-from comit.gpu.batch import Source
-from comit.gpu.device import Device, PycudaDevice
-from comit.gpu.preprocess import Outcome, Preprocessor
-from comit.gpu.runs import Masks, RunLengths
-from comit.preprocess import Presentation
+from comit.gpu.batch import Pictures
+from comit.gpu.device import Device, open_device
+from comit.gpu.screening import Screening, in_halves
 
 BATCH = 64
 LANES = 2  # execution contexts: copies of one overlap the other's arithmetic
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
-
-
-class Screened(NamedTuple):
-    """What becomes of N images that were preprocessed, scored and encoded on the GPU."""
-
-    outcomes: list[Outcome]  # a reason where there are no pixels; its scores mean nothing
-    scores: NDArray[np.float32]  # (N, 3), as in Inference
-    masks: list[Masks]
 
 
 class TensorRtEngine(Engine):
@@ -48,6 +38,7 @@ class TensorRtEngine(Engine):
     """
 
     name = "tensorrt"
+    takes_samples = True
 
     def __init__(
         self,
@@ -57,7 +48,7 @@ class TensorRtEngine(Engine):
         batch_size: int | None = None,
         threads: int | None = None,
         cache: Path = CACHE,
-        progress: to_tensorrt.Progress | None = None,
+        progress: Progress = ignore,
     ) -> None:
         if device == "cpu":
             raise UsageError("tensorrt runs on NVIDIA GPUs, not on cpu")
@@ -82,6 +73,7 @@ class TensorRtEngine(Engine):
             self.batch_size = batch_size or most
             if self.batch_size > most:
                 raise UsageError(f"this engine takes batches of up to {most}; export it anew")
+            progress("loading the engine")
             self._load(trt, plan)
 
     def _load(self, trt: Any, plan: bytes) -> None:
@@ -124,25 +116,16 @@ class TensorRtEngine(Engine):
             lane.run()
             return Inference(lane.scores[:n].copy(), lane.masks[:n].copy())
 
-    def screen(self, images: Sequence[tuple[Source, Presentation]]) -> Screened:
-        """1 to batch_size images: stored values there, scores and run lengths back.
+    def pictures(self) -> Pictures:
+        """See :meth:`Engine.pictures`."""
+        return self._gpu.pictures()
 
-        What :func:`comit.gpu.batch.takes` refuses is given as (224, 224) float32 pixels. A batch
-        whose samples the GPU has no memory for is done in halves; raises MemoryError for an image
-        alone.
-        """
-        if not 1 <= len(images) <= self.batch_size:
-            raise ValueError(f"expected 1 to {self.batch_size} images, got {len(images)}")
-        try:
-            with self._lane() as lane:
-                return lane.screen(images)
-        except MemoryError:
-            if len(images) == 1:
-                raise
-        half = len(images) // 2
-        first, second = self.screen(images[:half]), self.screen(images[half:])
-        scores = np.concatenate([first.scores, second.scores])
-        return Screened(first.outcomes + second.outcomes, scores, first.masks + second.masks)
+    def screen(self, pictures: Pictures) -> Screened:
+        """See :meth:`Engine.screen`."""
+        if not 1 <= len(pictures) <= self.batch_size:
+            raise ValueError(f"expected 1 to {self.batch_size} images, got {len(pictures)}")
+        with self._lane() as lane:
+            return in_halves(lane.screen, pictures)
 
     @contextmanager
     def _lane(self) -> Iterator[_Lane]:
@@ -187,8 +170,8 @@ class _Lane:
             self._context.set_tensor_address(name, memory.address)
         # What a batch leaves unfilled is computed too: it must be numbers.
         gpu.clear(self._memory["images"], self.images.nbytes, self._stream)
-        self._preprocessor = Preprocessor(gpu, half=dtype == np.float16)
-        self._lengths = RunLengths(gpu)
+        images, masks = self._memory["images"], self._memory["masks"]
+        self._screening = Screening(gpu, self._stream, images, masks, dtype == np.float16)
 
     def _array(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -202,22 +185,12 @@ class _Lane:
         self._gpu.download(self.masks, self._memory["masks"], self._stream)
         self._gpu.wait(self._stream)
 
-    def screen(self, images: Sequence[tuple[Source, Presentation]]) -> Screened:
-        """Preprocessing, engine and run lengths on one stream: the host waits once."""
-        self._preprocessor.start(images, self._stream, self._memory["images"])
-        self._start()
-        self._lengths.start(self._memory["masks"], len(images), self._stream)
-        outcomes = self._preprocessor.outcomes(self._stream)
-        masks = self._lengths.finish(self._stream)
-        return Screened(outcomes, self.scores[: len(images)].copy(), masks)
+    def screen(self, pictures: Pictures) -> Screened:
+        """Preprocessing, engine and run lengths on one stream."""
+        return self._screening.screen(pictures, self._start, self.scores)
 
     def _start(self) -> None:
         """The engine, and its scores on their way to the host."""
         if not self._context.execute_async_v3(self._gpu.handle(self._stream)):
             raise RuntimeError("TensorRT did not run the engine")
         self._gpu.download(self.scores, self._memory["scores"], self._stream)
-
-
-def open_device(name: str) -> Device:
-    """The GPU that engines run on."""
-    return PycudaDevice(name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
@@ -12,10 +13,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from comit.engine.base import IMAGE, Engine, Inference, padded
+from comit.engine.base import (
+    IMAGE,
+    Engine,
+    Inference,
+    Progress,
+    Screened,
+    ignore,
+    padded,
+)
 from comit.errors import UsageError
 from comit.export.graph import Graph
 from comit.export.to_onnx import load_network
+from comit.gpu.batch import Pictures
+from comit.gpu.device import Borrowed, Device, open_device
+from comit.gpu.screening import Screening, in_halves
 from comit.model.network import fold_batch_norm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,11 +47,13 @@ class TorchEngine(Engine):
 
     ``precision`` ``auto`` is fp16 on a GPU; on a CPU bf16 where it multiplies it in hardware,
     else fp32. ``threads`` is set for the whole process: PyTorch knows no other way. The CPU runs
-    it eagerly, a GPU as :class:`Captured`; the GPU path is unverified: it was written without one.
+    it eagerly, a GPU as :class:`Captured`, with comit's kernels where pycuda or CuPy is there; the
+    GPU path is unverified: it was written without one.
     """
 
     name = "torch"
     two_stage = True
+    _gpu: Device | None = None  # with comit's kernels
 
     def __init__(
         self,
@@ -49,6 +63,7 @@ class TorchEngine(Engine):
         batch_size: int | None = None,
         threads: int | None = None,
         variant: str = VARIANTS[0],
+        progress: Progress = ignore,
     ) -> None:
         gpu = device != "cpu"
         if gpu and not torch.cuda.is_available():
@@ -63,7 +78,7 @@ class TorchEngine(Engine):
         self.device, self.precision = device, precision
         self.batch_size = batch_size or (64 if gpu else 4)
         if gpu:
-            self._capture(load_network(model), variant)
+            self._capture(load_network(model), variant, progress)
             return
         network = fold_batch_norm(load_network(model))
         self._network = network.requires_grad_(False)
@@ -74,33 +89,55 @@ class TorchEngine(Engine):
             else nullcontext()
         )
 
-    def _capture(self, network: Any, variant: str) -> None:
+    def _capture(self, network: Any, variant: str, progress: Progress) -> None:
         """A graph for each lane; a compiler that fails is a note, not an error."""
         device, dtype = torch.device(self.device), DTYPES[self.precision]
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self._captured: SimpleQueue[Captured] = SimpleQueue()
         self.lanes, self.two_stage = LANES, False
-        graph = on_gpu(network, dtype, device, variant)
+        self._gpu = kernels_on(self.device)
+        self.takes_samples = self._gpu is not None
+        given = self.batch_size, dtype, device, self._gpu
+        progress(f"preparing the network for {self.device}")
         try:
-            lanes = [Captured(graph, self.batch_size, dtype, device) for _ in range(LANES)]
+            graph = on_gpu(network, dtype, device, variant)
+            lanes = [Captured(graph, *given) for _ in range(LANES)]
         except Exception as error:
             if variant != "compiled" or isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             self.notes = (f"torch.compile failed ({type(error).__name__}): not compiled",)
             graph = on_gpu(network, dtype, device, "eager")
-            lanes = [Captured(graph, self.batch_size, dtype, device) for _ in range(LANES)]
+            lanes = [Captured(graph, *given) for _ in range(LANES)]
         for lane in lanes:
+            self._captured.put(lane)
+
+    @contextmanager
+    def _lane(self) -> Iterator[Captured]:
+        """A lane that is free, in the GPU's context."""
+        lane = self._captured.get()
+        try:
+            with self._gpu.current() if self._gpu else nullcontext():
+                yield lane
+        finally:
             self._captured.put(lane)
 
     def _replayed(self, images: NDArray[np.float32]) -> Inference:
         batch = torch.from_numpy(padded(images, self.batch_size))
-        lane = self._captured.get()
-        try:
+        with self._lane() as lane:
             scores, masks = lane.run(batch)
-        finally:
-            self._captured.put(lane)
         return Inference(scores[: len(images)], masks[: len(images)])
+
+    def pictures(self) -> Pictures:
+        """See :meth:`Engine.pictures`."""
+        if self._gpu is None:
+            return super().pictures()
+        return self._gpu.pictures()
+
+    def screen(self, pictures: Pictures) -> Screened:
+        """See :meth:`Engine.screen`."""
+        with self._lane() as lane:
+            return in_halves(lane.screen, pictures)
 
     def scores(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """See :meth:`Engine.scores`."""
@@ -124,6 +161,14 @@ class TorchEngine(Engine):
             scores = outputs.scores().cpu().numpy()
             masks = (outputs.masks() * 255).round().to(torch.uint8).cpu().numpy()
         return Inference(scores[: len(images)], masks[: len(images)])
+
+
+def kernels_on(name: str) -> Device | None:
+    """What runs comit's kernels beside PyTorch; None without pycuda and CuPy."""
+    try:
+        return open_device(name)
+    except UsageError:
+        return None
 
 
 def on_gpu(network: Any, dtype: torch.dtype, device: torch.device, variant: str) -> Any:
@@ -169,13 +214,27 @@ def fuse_relu(network: nn.Module) -> nn.Module:
 
 
 class Captured:
-    """A network as one CUDA graph between buffers of its own, on a stream of its own."""
+    """A network as one CUDA graph between buffers of its own, on a stream of its own.
+
+    ``gpu`` runs comit's kernels on that stream, before and after it.
+    """
 
     def __init__(
-        self, graph: Any, batch_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        graph: Any,
+        batch_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        gpu: Device | None = None,
     ) -> None:
         shape = (batch_size, *IMAGE)
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream = None
+        if gpu is None:
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        else:
+            with gpu.current():
+                stream = gpu.stream()
+            self._stream = torch.cuda.ExternalStream(gpu.handle(stream), device)  # type: ignore[no-untyped-call]
         self._given = torch.empty(shape, dtype=dtype, pin_memory=True)
         self._images = torch.zeros(shape, dtype=dtype, device=device)
         self._images = self._images.contiguous(memory_format=torch.channels_last)
@@ -186,9 +245,12 @@ class Captured:
                     graph(self._images)
             self._stream.synchronize()
             with torch.cuda.graph(self._graph, stream=self._stream):
-                self._scores, self._masks = graph(self._images)
-        self._found = [torch.empty_like(x, device="cpu", pin_memory=True)
-                       for x in (self._scores, self._masks)]  # fmt: skip
+                scores, masks = graph(self._images)
+                scores, masks = self._found = scores.contiguous(), masks.contiguous()
+        self._host = [torch.empty_like(x, device="cpu", pin_memory=True) for x in self._found]
+        if gpu is not None:
+            images, found = (Borrowed(x, x.data_ptr(), x.nbytes) for x in (self._images, masks))
+            self._screening = Screening(gpu, stream, images, found, dtype == torch.float16)
 
     def run(self, batch: torch.Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
         """(batch size, 1, 224, 224) float32 on the host to scores and masks there."""
@@ -196,11 +258,21 @@ class Captured:
         with torch.cuda.stream(self._stream):
             self._images.copy_(self._given, non_blocking=True)
             self.replay()
-            for host, found in zip(self._found, (self._scores, self._masks), strict=True):
+            for host, found in zip(self._host, self._found, strict=True):
                 host.copy_(found, non_blocking=True)
         self._stream.synchronize()
-        scores, masks = (x.contiguous().numpy().copy() for x in self._found)
+        scores, masks = (x.numpy().copy() for x in self._host)
         return scores, masks
+
+    def screen(self, pictures: Pictures) -> Screened:
+        """Preprocessing, network and run lengths on one stream."""
+        return self._screening.screen(pictures, self._start, self._host[0].numpy())
+
+    def _start(self) -> None:
+        """The network, and its scores on their way to the host."""
+        with torch.cuda.stream(self._stream):
+            self.replay()
+            self._host[0].copy_(self._found[0], non_blocking=True)
 
     def replay(self) -> None:
         """The arithmetic alone, on what the buffers hold."""

@@ -6,7 +6,7 @@ The structured types mirror the C++ structs of ``cuda/*.cuh``; a test compares t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ LUT = 4
 MOST_SIDE = 32767  # grid.cuh: sums of a longer side do not fit 32 bits
 SPAN = 4096  # grid.cuh
 ALIGNED = 256  # bytes an image begins at a multiple of
+FIRST = 2**20  # bytes of host memory that a batch begins with
 
 _TABLE = np.dtype([("offset", np.uint32), ("count", np.int32), ("first", np.float32)], align=True)
 PICTURE = np.dtype(
@@ -71,65 +72,117 @@ class Rows(NamedTuple):
 Source = NDArray[Any] | Rows  # stored values, a PNG's rows, or (224, 224) float32 pixels
 
 
+class Picture(NamedTuple):
+    """One image of a batch."""
+
+    offset: int
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    is_rows: bool
+    presentation: Presentation
+
+
+class Pictures:
+    """Images of different sizes, one after another in host memory that is used again.
+
+    ``allocate`` gives bytes that the GPU copies from fast. They grow where an image does not fit.
+    """
+
+    def __init__(self, allocate: Callable[[int], NDArray[np.uint8]]) -> None:
+        self._allocate = allocate
+        self._memory = allocate(FIRST)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets the images and keeps the memory."""
+        self.images: list[Picture] = []
+        self._end = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """The bytes of all images."""
+        return self._memory[: self._end]
+
+    def add(self, source: Source, presentation: Presentation | None = None) -> None:
+        """Copies an image; float32 (224, 224) are pixels in [0, 1], passed through.
+
+        Raises ValueError for a source that :func:`takes` refuses and that is not pixels.
+        """
+        shown = presentation or Presentation()
+        is_pixels = source.dtype == np.float32 and source.shape == (SIZE, SIZE)
+        if not is_pixels and not takes(source.shape, source.dtype, shown):
+            raise ValueError(f"the kernels do not take {source.shape} of {source.dtype}")
+        is_rows = isinstance(source, Rows)
+        data = source.data if isinstance(source, Rows) else source
+        start, end = self._end, _aligned(self._end + data.nbytes)
+        if end > len(self._memory):
+            larger = self._allocate(max(end, 2 * len(self._memory)))
+            larger[:start] = self.data
+            self._memory = larger
+        np.ndarray(data.shape, data.dtype, self._memory, start)[...] = data
+        rows, columns = source.shape
+        self.images.append(Picture(start, (rows, columns), source.dtype, is_rows, shown))
+        self._end = end
+
+    def halves(self) -> tuple[Pictures, Pictures]:
+        """The same images as two batches, in the same memory."""
+        middle = len(self) // 2
+        return self._part(0, middle), self._part(middle, len(self))
+
+    def _part(self, first: int, last: int) -> Pictures:
+        start = self.images[first].offset
+        end = self.images[last].offset if last < len(self) else self._end
+        part = Pictures(lambda size: self._memory[start:end])
+        part.images = [p._replace(offset=p.offset - start) for p in self.images[first:last]]
+        part._end = end - start
+        return part
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Where everything of a batch lies, on the host as on the GPU."""
+    """Where everything of a batch lies on the GPU: what the host sends comes first, as it is."""
 
     pictures: NDArray[Any]  # (N,) PICTURE
     scanlines: NDArray[Any]  # (M,) SCANLINES, M <= N
     entries: NDArray[np.float32]  # of all lookup tables
-    placed: tuple[tuple[int, NDArray[Any]], ...]  # (offset, bytes) of what the host sends
-    sent: int  # bytes of the batch that the host sends
     size: int  # bytes with the room for samples that the GPU un-filters
     tiles: int  # most tiles of a row of cells, of any image
 
 
-def takes(source: Source, presentation: Presentation) -> bool:
+def takes(shape: tuple[int, ...], dtype: np.dtype[Any], presentation: Presentation) -> bool:
     """Whether the kernels compute this image; what they do not, the CPU does.
 
     They take uint8, uint16 and int16 of up to 32,767 rows and columns, and PNG rows.
     """
-    height, width = source.shape
     return (
-        source.dtype in KINDS
-        and 0 < height <= MOST_SIDE
-        and 0 < width <= MOST_SIDE
+        dtype in KINDS
+        and all(0 < side <= MOST_SIDE for side in shape)
         and (presentation.padding is None or not any(map(math.isnan, presentation.padding)))
     )
 
 
-def lay_out(images: Sequence[tuple[Source, Presentation]]) -> Layout:
-    """Offset tables of a batch. Float32 (224, 224) sources are pixels in [0, 1], passed through.
-
-    Raises ValueError for a source that :func:`takes` refuses and that is not pixels.
-    """
-    pictures = np.zeros(len(images), PICTURE)
-    scanlines, tables, placed = [], _Tables(), []
-    end, later = 0, []
-    for picture, (source, presentation) in zip(pictures, images, strict=True):
-        data = source.data if isinstance(source, Rows) else source
-        picture["height"], picture["width"] = source.shape
-        _describe(picture, source, presentation, tables)
-        placed.append((end, np.ascontiguousarray(data)))
-        if isinstance(source, Rows):
-            later.append((picture, end))
-        picture["offset"] = end
-        end = _aligned(end + data.nbytes)
-    sent = end
-    for picture, source_offset in later:
-        rows, columns = int(picture["height"]), int(picture["width"])
-        size = 2 if picture["kind"] == KINDS[np.dtype(np.uint16)] else 1
-        picture["offset"] = end
-        scanlines.append((source_offset, end, rows, columns, size))
-        end = _aligned(end + rows * columns * size)
+def lay_out(pictures: Pictures) -> Layout:
+    """Offset tables of a batch."""
+    table = np.zeros(len(pictures), PICTURE)
+    scanlines, tables, end = [], _Tables(), len(pictures.data)
+    for entry, picture in zip(table, pictures.images, strict=True):
+        entry["offset"] = picture.offset
+        entry["height"], entry["width"] = rows, columns = picture.shape
+        _describe(entry, picture, tables)
+        if picture.is_rows:
+            size = picture.dtype.itemsize
+            scanlines.append((picture.offset, end, rows, columns, size))
+            entry["offset"] = end
+            end = _aligned(end + rows * columns * size)
     return Layout(
-        pictures=pictures,
+        pictures=table,
         scanlines=np.array(scanlines, SCANLINES),
         entries=np.array(tables.entries or [0], np.float32),
-        placed=tuple(placed),
-        sent=sent,
         size=end,
-        tiles=max((_tiles(int(w)) for w in pictures["width"]), default=1),
+        tiles=max((_tiles(int(w)) for w in table["width"]), default=1),
     )
 
 
@@ -143,26 +196,24 @@ class _Tables:
         return offset, len(lut.values), lut.first
 
 
-def _describe(picture: Any, source: Source, p: Presentation, tables: _Tables) -> None:
-    if source.dtype == np.float32 and source.shape == (SIZE, SIZE):
-        picture["kind"] = PIXELS
+def _describe(entry: Any, picture: Picture, tables: _Tables) -> None:
+    entry["kind"] = KINDS.get(picture.dtype, PIXELS)
+    if picture.dtype not in KINDS:
         return
-    if not takes(source, p):
-        raise ValueError(f"the kernels do not take {source.shape} of {source.dtype}")
-    picture["kind"] = KINDS[source.dtype]
-    picture["slope"], picture["intercept"] = p.slope, p.intercept
-    picture["inverted"] = p.inverted
+    p = picture.presentation
+    entry["slope"], entry["intercept"] = p.slope, p.intercept
+    entry["inverted"] = p.inverted
     low, high = p.padding or (1, 0)
     # Samples are whole numbers of at most 16 bits: rounding inwards changes nothing.
-    picture["padding_low"] = math.ceil(min(max(low, -(2**20)), 2**20))
-    picture["padding_high"] = math.floor(min(max(high, -(2**20)), 2**20))
+    entry["padding_low"] = math.ceil(min(max(low, -(2**20)), 2**20))
+    entry["padding_high"] = math.floor(min(max(high, -(2**20)), 2**20))
     if p.modality_lut is not None:
-        picture["modality"] = tables.add(p.modality_lut)
+        entry["modality"] = tables.add(p.modality_lut)
     if isinstance(p.voi, Lut):
-        picture["voi"], picture["table"] = LUT, tables.add(p.voi)
+        entry["voi"], entry["table"] = LUT, tables.add(p.voi)
     elif p.voi is not None:
-        picture["voi"] = WINDOWS[p.voi.function]
-        picture["center"], picture["spread"] = p.voi.center, p.voi.width
+        entry["voi"] = WINDOWS[p.voi.function]
+        entry["center"], entry["spread"] = p.voi.center, p.voi.width
 
 
 def _tiles(width: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.errors import MissingExtra, UsageError
+from comit.gpu.batch import Pictures, Source
+from comit.preprocess import Presentation
 
 Size = tuple[int, int, int]
 
@@ -31,6 +33,7 @@ class Device(ABC):
 
     name: str  # cuda:0
     arch: str  # sm_90
+    by: str  # the package that does it
 
     @abstractmethod
     def empty(self, nbytes: int) -> Memory:
@@ -74,10 +77,29 @@ class Device(ABC):
     def wait(self, stream: Any) -> None:
         """Returns once all work of ``stream`` is done."""
 
+    def pictures(self, images: Iterable[tuple[Source, Presentation]] = ()) -> Pictures:
+        """A batch in page-locked memory, for any thread to add to."""
+
+        def pinned(nbytes: int) -> NDArray[np.uint8]:
+            with self.current():
+                return self.pinned(nbytes)
+
+        found = Pictures(pinned)
+        for image in images:
+            found.add(*image)
+        return found
+
     @contextmanager
     def current(self) -> Iterator[None]:
         """For the calling thread: everything else of this class is called inside."""
         yield
+
+
+class Borrowed(Memory):
+    """Memory of another library, which ``owner`` keeps alive."""
+
+    def __init__(self, owner: Any, address: int, nbytes: int) -> None:
+        self._owner, self.address, self.nbytes = owner, address, nbytes
 
 
 class PycudaMemory(Memory):
@@ -92,6 +114,8 @@ class PycudaDevice(Device):
 
     Unverified: it was written without a GPU. The API is that of pycuda 2026.1.
     """
+
+    by = "pycuda"
 
     def __init__(self, name: str = "cuda:0") -> None:
         """Raises MissingExtra without pycuda, UsageError without a driver or that GPU."""
@@ -181,6 +205,19 @@ class PycudaDevice(Device):
             module = self._cuda.module_from_buffer(cubin(self.arch))
             self._functions = {k: module.get_function(k) for k in KERNELS}
         return self._functions[kernel]
+
+
+def open_device(name: str) -> Device:
+    """A GPU to run the kernels on: through pycuda, else CuPy. Raises as PycudaDevice does."""
+    try:
+        return PycudaDevice(name)
+    except UsageError as error:
+        from comit.gpu.cupy_device import CupyDevice
+
+        try:
+            return CupyDevice(name)
+        except ModuleNotFoundError:
+            raise error from None
 
 
 def given(arguments: Sequence[Any]) -> list[Any]:

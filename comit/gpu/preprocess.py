@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.gpu.batch import Layout, Source, lay_out
+from comit.gpu.batch import Pictures, lay_out
 from comit.gpu.device import Device, Memory
 from comit.preprocess import SIZE, Lut, Presentation
 from comit.reasons import Caution, Fail
@@ -70,19 +69,17 @@ class Preprocessor:
         """``half``: pixels as float16, else float32."""
         self.device, self.half = device, half
         self._room = Room(device)
-        self._images: list[tuple[Source, Presentation]] = []
+        self._shown: list[Presentation] = []
 
-    def start(
-        self, images: Sequence[tuple[Source, Presentation]], stream: Any, into: Memory | None = None
-    ) -> Memory:
+    def start(self, given: Pictures, stream: Any, into: Memory | None = None) -> Memory:
         """(N, 1, 224, 224) pixels in [0, 1], air dark, in ``into`` or memory of this object.
 
-        Sources: stored values, :class:`.batch.Rows`, or pixels (224, 224) float32 from the CPU for
-        what :func:`.batch.takes` refuses. Raises ValueError for others, MemoryError.
+        ``given`` is to stay as it is until :meth:`outcomes`. Raises MemoryError.
         """
-        self._images = list(images)
-        layout, room, n = lay_out(images), self._room, len(images)
-        samples = self._send(layout, stream)
+        self._shown = [picture.presentation for picture in given.images]
+        layout, room, n = lay_out(given), self._room, len(given)
+        samples = room.on_gpu("samples", layout.size)
+        self.device.upload(samples, given.data, stream)
         pictures = room.send("pictures", layout.pictures, stream)
         entries = room.send("entries", layout.entries, stream)
         grids, shown = (room.on_gpu(k, n * CELLS * 4) for k in ("grids", "shown"))
@@ -104,16 +101,8 @@ class Preprocessor:
     def outcomes(self, stream: Any) -> list[Outcome]:
         """Of the last batch, once its pixels are done."""
         self.device.wait(stream)
-        status = self._room.on_host("status", len(self._images) * 4).view(np.uint32)
-        return [outcome(int(s), p) for s, (_, p) in zip(status, self._images, strict=True)]
-
-    def _send(self, layout: Layout, stream: Any) -> Memory:
-        staged = self._room.on_host("samples", layout.sent)
-        for offset, array in layout.placed:
-            staged[offset : offset + array.nbytes] = array.view(np.uint8).ravel()
-        memory = self._room.on_gpu("samples", layout.size)
-        self.device.upload(memory, staged, stream)
-        return memory
+        status = self._room.on_host("status", len(self._shown) * 4).view(np.uint32)
+        return [outcome(int(s), p) for s, p in zip(status, self._shown, strict=True)]
 
 
 def outcome(status: int, presentation: Presentation) -> Outcome:

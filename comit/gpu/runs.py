@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,19 +10,10 @@ from numpy.typing import NDArray
 from comit.gpu.batch import RUNS
 from comit.gpu.device import Device, Memory
 from comit.gpu.preprocess import CELLS, Room
-from comit.postprocess import FOREGROUND
+from comit.postprocess import FOREGROUND, Runs
 from comit.preprocess import SIZE
 
 EXPECTED = 2048  # boundaries an image that come back with the table; a second copy brings more
-
-
-class Masks(NamedTuple):
-    """Both masks of one image, as :mod:`comit.results` has them."""
-
-    lung_rle: dict[str, Any]
-    disease_rle: dict[str, Any]
-    lung_fraction: float
-    disease_fraction: float | None  # of the lung; None without one
 
 
 class RunLengths:
@@ -45,7 +36,7 @@ class RunLengths:
         device.download(room.on_host("runs", n * RUNS.itemsize), runs, stream)
         device.download(room.on_host("boundaries", n * EXPECTED * 2), boundaries, stream)
 
-    def finish(self, stream: Any) -> list[Masks]:
+    def finish(self, stream: Any) -> list[Runs]:
         """Of the last batch, once it is done."""
         room, n = self._room, self._n
         self.device.wait(stream)
@@ -57,25 +48,12 @@ class RunLengths:
             self.device.wait(stream)
         else:
             found = room.on_host("boundaries", n * EXPECTED * 2)
-        return [_masks(r, found.view(np.uint16)) for r in runs]
+        boundaries = found[: total * 2].view(np.uint16).copy()  # the next batch takes their place
+        return [_runs(r, boundaries) for r in runs]
 
 
-def _masks(run: Any, boundaries: NDArray[np.uint16]) -> Masks:
+def _runs(run: Any, boundaries: NDArray[np.uint16]) -> Runs:
     start, (lung, disease) = int(run["offset"]), (int(c) for c in run["count"])
     lungs, inside = (int(a) for a in run["area"])
-    return Masks(
-        lung_rle=rle(boundaries[start : start + lung]),
-        disease_rle=rle(boundaries[start + lung : start + lung + disease]),
-        lung_fraction=lungs / CELLS,
-        disease_fraction=inside / lungs if lungs else None,
-    )
-
-
-def rle(boundaries: NDArray[np.uint16]) -> dict[str, Any]:
-    """Positions where runs begin, down the columns, to COCO's compressed RLE."""
-    from pycocotools import mask
-
-    edges = np.concatenate([[0], boundaries.astype(np.int64), [CELLS]])
-    plain = {"size": [SIZE, SIZE], "counts": np.diff(edges).tolist()}
-    packed = mask.frPyObjects(plain, SIZE, SIZE)
-    return {"size": list(packed["size"]), "counts": packed["counts"].decode("ascii")}
+    middle, end = start + lung, start + lung + disease
+    return Runs(boundaries[start:middle], boundaries[middle:end], lungs, inside)

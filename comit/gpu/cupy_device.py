@@ -1,4 +1,4 @@
-"""Kernels through CuPy, for machines that have it and not pycuda. Benchmarks alone use it."""
+"""Kernels through CuPy, for machines that have it and not pycuda."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.gpu.compile import KERNELS, cubin
+from comit.errors import UsageError
+from comit.gpu.compile import SOURCES, STANDARD
 from comit.gpu.device import Device, Memory, Size, given
 
 
@@ -21,16 +22,30 @@ class CupyMemory(Memory):
 
 
 class CupyDevice(Device):
-    """A GPU through CuPy, in the context it shares with PyTorch. Unverified: no GPU was at hand."""
+    """A GPU through CuPy, in the context it shares with PyTorch. Unverified: no GPU was at hand.
+
+    CuPy compiles the kernels with the NVRTC it brings, and keeps them in its own cache.
+    """
+
+    by = "CuPy"
 
     def __init__(self, name: str = "cuda:0") -> None:
+        """Raises ModuleNotFoundError without CuPy, UsageError without a driver or that GPU."""
         import cupy
 
         index = int(name.partition(":")[2] or 0)
-        self._cupy, self.name = cupy, f"cuda:{index} (CuPy)"
+        self._cupy, self.name = cupy, f"cuda:{index}"
+        try:
+            count = cupy.cuda.runtime.getDeviceCount()
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise UsageError(f"{name} cannot be used: {error}; use --device cpu") from error
+        if index >= count:
+            raise UsageError(f"there is no {name}: NVIDIA GPUs on this machine: {count}")
         self._index = cupy.cuda.Device(index)
         self.arch = f"sm_{self._index.compute_capability}"
-        self._module: Any = None
+        options = (f"-std={STANDARD}", "--fmad=false", f"-I{SOURCES}")
+        source = (SOURCES / "kernels.cu").read_text(encoding="utf-8")
+        self._module = cupy.RawModule(code=source, options=options)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -74,11 +89,8 @@ class CupyDevice(Device):
         self, kernel: str, grid: Size, block: Size, arguments: Sequence[Any], stream: Any
     ) -> None:
         """See :meth:`Device.launch`."""
-        assert kernel in KERNELS  # noqa: S101
-        if self._module is None:
-            self._module = self._cupy.cuda.function.Module()
-            self._module.load(cubin(self.arch))
-        self._module.get_function(kernel)(grid, block, tuple(given(arguments)), stream=stream)
+        with stream:
+            self._module.get_function(kernel)(grid, block, tuple(given(arguments)))
 
     def handle(self, stream: Any) -> int:
         """See :meth:`Device.handle`."""
