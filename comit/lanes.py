@@ -46,9 +46,6 @@ class Pixels:
         self._array = np.empty((batch_size, 1, SIZE, SIZE), np.float32)
         self._count = 0
 
-    def __len__(self) -> int:
-        return self._count
-
     @property
     def data(self) -> NDArray[np.float32]:
         """The images that are there, (N, 1, 224, 224)."""
@@ -77,8 +74,10 @@ class Batch:
         self.decoded.append(done)
 
     def is_full(self, batch_size: int) -> bool:
-        """Whether the engine should have it: in full number, or many bytes."""
-        return len(self.decoded) == batch_size or self.images.data.nbytes >= MOST_BYTES
+        """Whether the engine is to have it: all images of a batch, or many bytes of samples."""
+        if len(self.decoded) == batch_size:
+            return True
+        return isinstance(self.images, Pictures) and len(self.images.data) >= MOST_BYTES
 
 
 class Lanes:
@@ -146,9 +145,9 @@ class Lanes:
 
     def _run(self, batch: Batch) -> None:
         try:
-            images, two_stage = batch.images, self._two_stage and self._flagged_share < WORTH
-            if two_stage and isinstance(images, Pixels):
-                self._score(images.data, batch.decoded)
+            scores_first = self._two_stage and self._flagged_share < WORTH
+            if scores_first and isinstance(batch.images, Pixels):
+                self._score(batch.images.data, batch.decoded)
             else:
                 self._infer(batch)
         finally:

@@ -23,11 +23,15 @@ from comit.card import OperatingPoint, card_path, read_card
 from comit.console import Console
 from comit.demo import demo
 from comit.engine import tensorrt as runtime
+from comit.engine.base import IMAGE
 from comit.export import to_tensorrt
 from comit.gpu.batch import Pictures
+from comit.gpu.device import Borrowed
+from comit.gpu.screening import Screening
 from comit.results import RUN, decode_mask
 from comit.screen import Options, Report, screen
 
+torch = pytest.importorskip("torch")
 Rows = dict[str, dict[str, Any]]
 QUIET = Console(quiet=True)
 RLES, FRACTIONS = ("lung_rle", "disease_rle"), ("lung_fraction", "disease_fraction")
@@ -215,6 +219,49 @@ def test_several_gpus_share_the_work(
     assert report.engine["device"] == "cuda:0,cuda:1" and report.engine["lanes"] == 4
     assert list(gpus) == ["cuda:0", "cuda:1"]
     assert all(device.launches > 0 for device in gpus.values())
+
+
+class Uncaptured:
+    """In place of a captured graph: the same buffers, and the network run as it is."""
+
+    def __init__(self, graph: Any, batch_size: int, dtype: Any, device: Any, gpu: Any) -> None:
+        self._graph, self._images = graph, torch.zeros((batch_size, *IMAGE), dtype=dtype)
+        self._found = [torch.empty(batch_size, 3), torch.empty((batch_size, 2, 224, 224)).byte()]
+        images, masks = (
+            Borrowed(x, x.data_ptr(), x.nbytes) for x in (self._images, self._found[1])
+        )
+        self._screening = Screening(gpu, None, images, masks, half=dtype == torch.float16)
+
+    def screen(self, pictures: Pictures) -> Any:
+        return self._screening.screen(pictures, self._start, self._found[0].numpy())
+
+    def _start(self) -> None:
+        with torch.inference_mode():
+            for to, found in zip(self._found, self._graph(self._images), strict=True):
+                to.copy_(found)
+
+
+def test_the_torch_engine_takes_samples_where_the_kernels_run(
+    folder: Path,
+    cpu: tuple[Report, Rows],
+    library: Any,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cpu_device import CpuDevice
+
+    from comit.engine import torch as module
+    from comit.export.graph import Graph
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(module, "open_device", lambda name: CpuDevice(library))
+    monkeypatch.setattr(module, "on_gpu", lambda network, dtype, *rest: Graph(network, dtype))
+    monkeypatch.setattr(module, "Captured", Uncaptured)
+    given = {"device": "cuda:0", "engine": "torch", "pattern": DRAWN}
+    report, rows = run(folder, tmp_path / "r.parquet", tiny_model, **given)
+    assert report.engine["takes_samples"]
+    agree(rows, drawn(cpu[1]))
 
 
 @pytest.mark.real

@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_tensorrt
@@ -125,6 +126,21 @@ def test_the_command_writes_an_engine_and_its_card_and_keeps_it(
     assert built == [1]
     files = [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
     assert files and all(p.stat().st_mode & 0o777 == 0o600 for p in files)
+
+
+def test_a_phase_that_goes_on_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class IProgressMonitor:
+        def __init__(self) -> None:
+            pass
+
+    said: list[str] = []
+    monitor = to_tensorrt.monitor(SimpleNamespace(IProgressMonitor=IProgressMonitor), said.append)
+    monitor.phase_start("tactics", None, 4)
+    assert monitor.step_complete("tactics", 0)
+    monkeypatch.setattr(to_tensorrt, "EVERY", 0.0)
+    assert monitor.step_complete("tactics", 1)
+    monitor.phase_finish("tactics")
+    assert said == ["tactics", "tactics: 2 of 4"]
 
 
 # What a file says of itself
@@ -260,9 +276,13 @@ def test_lanes_at_once_keep_their_results_apart(
 
 
 def test_an_engine_is_built_once(gpu: list[int], half: bytes, tmp_path: Path) -> None:
+    said: list[str] = []
     for _ in range(2):
-        runtime.TensorRtEngine(half, batch_size=2, cache=tmp_path)
+        runtime.TensorRtEngine(half, batch_size=2, cache=tmp_path, progress=said.append)
     assert gpu == [0]
+    assert said[0].startswith("building the engine for a CPU none: minutes, once; it is kept in")
+    assert said[1].startswith("built in") and said[2] == said[4] == "loading the engine"
+    assert said[3] == "the engine for a CPU none was built before"
     runtime.TensorRtEngine(half, batch_size=3, cache=tmp_path)
     for engine in (tmp_path / "engines").glob("*.engine"):  # altered: made again, not trusted
         engine.write_bytes(engine.read_bytes()[:-1] + b"x")

@@ -41,9 +41,7 @@ BACKENDS = {
     "onnxruntime": Backend(
         "comit.engine.onnxruntime", "OnnxRuntimeEngine", ("onnxruntime",), "cpu"
     ),
-    "torch": Backend(
-        "comit.engine.torch", "TorchEngine", ("torch", "onnx", "onnxscript"), "train", tells=True
-    ),
+    "torch": Backend("comit.engine.torch", "TorchEngine", ("torch", "onnx"), "train", tells=True),
 }
 FASTEST = {  # first is fastest, measured on the CPU (bench/results), published for GPUs
     "cpu": ("openvino", "onnxruntime", "torch"),
