@@ -72,6 +72,8 @@ def measure(
         core_ms = {
             name: 1000 * sum(s.seconds[name] for s in shares) / images for name in shares[0].seconds
         }
+        if engine.takes_samples:
+            core_ms["preprocess"] = 0.0  # the engine's, and in its rate
         sample = grids(paths, options, 4 * engine.batch_size)
         inference = engine.predict(sample)
         point = operating_point(read_card(options.model).operating_points, options)
