@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from multiprocessing import get_context
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from comit.card import read_card
 from comit.errors import ItemError, UsageError
+from comit.pool import ENVIRONMENT
 from comit.screen import Options, operating_point
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def measure(
     """
     from comit.bench.latency import rate
 
-    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as processes:
+    with as_decoders(), ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as processes:
         list(processes.map(warm_up, range(cores)))
         parts = [list(paths[i::cores]) or list(paths) for i in range(cores)]
         shares = list(processes.map(front, parts, [seconds] * cores, [options.view_policy] * cores))
@@ -101,6 +103,18 @@ def measure(
         disk_rate=round(sum(s.images / max(s.disk_seconds, 1e-9) for s in shares), 1),
         file_bytes=round(nbytes / images, 1),
     )
+
+
+@contextmanager
+def as_decoders() -> Iterator[None]:
+    """Processes that start meanwhile have the environment of decoding processes."""
+    before = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def warm_up(_: int) -> None:

@@ -32,7 +32,12 @@ from comit.ring import Block, Ring
 
 WORKER = "from comit.decode.worker import main; main()"
 START_TIMEOUT = 60.0  # seconds for a process to start and import its codecs
-KEPT = 32 * 2**20  # bytes of an allocation that goes back to the process's own heap when freed
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    # glibc: keep the memory of pictures instead of faulting it in for each anew.
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
+}
 TICK = 0.25  # seconds between looks at the clock while nothing arrives
 
 
@@ -54,10 +59,7 @@ class _Worker:
                 env={
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),  # noqa: PTH109
-                    "OMP_NUM_THREADS": "1",
-                    # glibc: keep the memory of pictures instead of faulting it in for each anew.
-                    "MALLOC_MMAP_THRESHOLD_": str(KEPT),
-                    "MALLOC_TRIM_THRESHOLD_": str(2 * KEPT),
+                    **ENVIRONMENT,
                 },
             )
         self.queue: deque[tuple[int, bytes]] = deque()  # the first one is being decoded
