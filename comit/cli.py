@@ -18,7 +18,7 @@ from comit.data.cli import data
 from comit.errors import ComitError, Stopped
 from comit.export.cli import export
 from comit.look.cli import COMMANDS
-from comit.training.cli import ablation, baselines, calibrate, evaluate, train
+from comit.training.cli import ablation, baselines, calibrate, evaluate, parts, train
 
 
 class Comit(click.Group):
@@ -305,5 +305,16 @@ def info(model: Path | None, as_json: bool) -> None:
     click.echo(information(model, as_json))
 
 
-for command in (train, calibrate, evaluate, baselines, ablation, data, export, bench, *COMMANDS):
+for command in (
+    train,
+    calibrate,
+    evaluate,
+    baselines,
+    ablation,
+    parts,
+    data,
+    export,
+    bench,
+    *COMMANDS,
+):
     main.add_command(command)

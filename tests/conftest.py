@@ -102,6 +102,6 @@ def finished(cohort_manifest: Path, tmp_path_factory: pytest.TempPathFactory) ->
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(cohort_manifest, out, TINY, device="cpu", console=QUIET)
+    train(cohort_manifest, out, TINY, device="cpu", test=True, console=QUIET)
     torch.set_num_threads(threads)
     return out

@@ -3,7 +3,10 @@
 import json
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,13 +19,15 @@ from drawn_cohorts import cohort  # noqa: E402
 from training_runs import QUIET, TINY  # noqa: E402
 
 from comit.errors import UsageError  # noqa: E402
-from comit.model.network import NetworkConfig  # noqa: E402
+from comit.model.network import COMiTNet, NetworkConfig, Outputs  # noqa: E402
+from comit.training import mask_rcnn  # noqa: E402
 from comit.training.cli import baselines as command  # noqa: E402
 from comit.training.comparison import ABLATION, BASELINES, compare, measured  # noqa: E402
+from comit.training.crop import box, crop_to_lungs  # noqa: E402
 from comit.training.data import load, read_manifest  # noqa: E402
 from comit.training.loop import Resident  # noqa: E402
 from comit.training.metrics import Predictions  # noqa: E402
-from comit.training.rivals import CLASSIFIERS, builder  # noqa: E402
+from comit.training.rivals import CLASSIFIERS, builder, torchvision  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ONE = replace(TINY, epochs=1)
@@ -63,11 +68,10 @@ def test_a_table_is_filled_row_by_row_and_says_what_was_not_run(
     cohort_manifest: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    only = ("embedding-forest", "embedding-svm-rbf", "segnet", "resnet18", "mask-rcnn")
+    only = ("embedding-forest", "embedding-svm-rbf", "segnet", "resnet18")
     where = {"model": str(finished), "device": "cpu", "console": QUIET}
     lines = compare("baselines", cohort_manifest, tmp_path, ONE, only=only, **where)
     assert cells(lines, "resnet18")[1].startswith("not run: the classifiers of torchvision")
-    assert "compiled operators" in cells(lines, "mask-rcnn")[1]
     assert cells(lines, "vgg19")[1] == "not run" and "(0.824)" in cells(lines, "vgg19")[4]
     assert cells(lines, "segnet")[1] == "0" and cells(lines, "segnet")[2] == ""
     assert 0 <= float(cells(lines, "segnet")[6].split()[0]) <= 1
@@ -103,26 +107,120 @@ def test_the_ablation_trains_the_tasks_of_its_row(cohort_manifest: Path, tmp_pat
 def test_an_unknown_row_is_refused(cohort_manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no row 'vgg20'"):
         compare("baselines", cohort_manifest, tmp_path, ONE, only=("vgg20",))
-    options = ["--out", str(tmp_path), "--only", "mask-rcnn", "--device", "cpu"]
+    options = ["--out", str(tmp_path), "--only", "vgg20", "--device", "cpu"]
     done = CliRunner().invoke(command, [str(cohort_manifest), *options])
-    assert done.exit_code == 0, done.output
-    assert "| mask-rcnn | not run" in done.output
+    assert "no row 'vgg20'" in str(done.exception)
+
+
+def test_parts_are_left_out_and_images_cropped(
+    cohort_manifest: Path, finished: Path, tmp_path: Path
+) -> None:
+    only = ("without-small-images", "classes-cropped")
+    strong = replace(TINY, balance=0.5, small=32, small_epochs=1)
+    where = {"model": str(finished), "device": "cpu", "console": QUIET}
+    compare("parts", cohort_manifest, tmp_path, strong, only=only, **where)
+    whole, cropped = (json.loads((tmp_path / f"{r}-0" / "row.json").read_text()) for r in only)
+    assert whole["training"]["small_epochs"] == 0 and whole["training"]["balance"] == 0.5
+    assert "lung_iou" in whole["figures"] and "lung_iou" in whole["val"]
+    assert cropped["model"] == str(finished) and "lung_iou" not in cropped["figures"]
+    low, high = cropped["covid_auc_within_interval"]
+    assert low <= cropped["figures"]["covid_auc_within"] <= high
+
+
+def test_a_crop_holds_the_lungs_and_its_masks_move_with_it() -> None:
+    images = cohort([1], [1], ["a"])
+    images.lung[0, 50:150, 20:120] = 1
+    images.images[0] = images.lung[0]
+    network = COMiTNet(NetworkConfig(width=1 / 64))
+    flat = torch.zeros(1, 2)
+    network.forward = lambda x: Outputs(  # type: ignore[method-assign]
+        torch.cat([0.5 - x, x - 0.5], dim=1), x.expand(-1, 2, -1, -1), flat, flat
+    )
+    cut = crop_to_lungs(images, network, torch.device("cpu"))
+    assert box(images.lung[0] > 0) == (slice(45, 155), slice(15, 125))
+    assert cut.lung[0].mean() == pytest.approx((100 / 110) ** 2, abs=0.01)
+    assert np.abs(cut.images[0] - cut.lung[0]).mean() < 0.02
+    assert box(np.zeros((3, 4), bool)) == (slice(0, 3), slice(0, 4))
+
+
+def test_decoders_of_tasks_left_out_cost_nothing_and_change_nothing() -> None:
+    made = []
+    for tasks in ((1, 2, 3, 4), (1, 4)):
+        torch.manual_seed(0)
+        made.append(builder("comit", tasks)(NetworkConfig(width=1 / 64)).eval())
+    image = torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        whole, part = (network(image) for network in made)
+    assert torch.equal(whole.findings, part.findings) and torch.equal(whole.lung, part.lung)
+    assert part.disease.shape == whole.disease.shape and not part.disease.any()
+    assert not list(made[1].disease_decoder.parameters())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*CLASSIFIERS, "unet"])
 def test_rivals_answer_their_tasks_and_learn(name: str) -> None:
     pytest.importorskip("monai" if name == "unet" else "PIL")
-    if name != "unet":
-        from importlib.util import find_spec
-
-        if find_spec("torchvision") is None:
-            pytest.skip("torchvision is not installed")
+    if name != "unet" and find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
     torch.manual_seed(0)
-    network = builder(name)(NetworkConfig(width=1 / 8, mean=0.5, std=0.3)).train()
+    network = builder(name, (1, 2, 3, 4))(NetworkConfig(width=1 / 8, mean=0.5, std=0.3)).train()
     out = network(torch.rand(2, 1, 64, 64))
     assert out.scores().shape == (2, 3) and out.masks().shape == (2, 2, 64, 64)
     answered = (out.lung, out.disease) if name == "unet" else (out.health, out.findings)
     sum(x.square().mean() for x in answered).backward()
     learned = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in network.parameters()]
     assert np.mean(learned) > 0.9
+
+
+def test_instances_are_connected_parts_and_their_union_is_the_mask() -> None:
+    mask = np.zeros((224, 224), bool)
+    mask[10:60, 20:50] = mask[30:90, 100:140] = True
+    mask[200:203, 0:3] = True  # a splinter
+    found = mask_rcnn.instances(mask)
+    assert found["boxes"].tolist() == [[20, 10, 50, 60], [100, 30, 140, 90]]
+    assert found["labels"].tolist() == [1, 1]
+    scores = torch.tensor([0.9, 0.4])
+    said = {"masks": found["masks"][:, None].float() * 0.8, "scores": scores}
+    (drawn,) = mask_rcnn.union([said], 224)
+    assert drawn[30, 30] == 204 and drawn[50, 120] == 0 and drawn[0, 0] == 0
+    nothing = mask_rcnn.instances(np.zeros((4, 4), bool))
+    assert nothing["boxes"].shape == (0, 4) and nothing["masks"].shape == (0, 4, 4)
+
+
+def test_mask_rcnn_without_its_operators_says_so(
+    cohort_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = SimpleNamespace(models=None, ops=SimpleNamespace(nms=Mock(side_effect=RuntimeError)))
+    monkeypatch.setattr(mask_rcnn, "torchvision", lambda: lacking)
+    options = ["--out", str(tmp_path), "--only", "mask-rcnn", "--device", "cpu"]
+    done = CliRunner().invoke(command, [str(cohort_manifest), *options])
+    assert done.exit_code == 0, done.output
+    (line,) = [li for li in done.output.splitlines() if li.startswith("| mask-rcnn |")]
+    assert "not run: Mask R-CNN needs torchvision's compiled operators" in line
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
+def test_mask_rcnn_trains_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torchvision's ``nms`` does not load, the best 20 boxes stand in for its answer."""
+    vision = torchvision()
+    try:
+        vision.ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
+    except RuntimeError:
+        implemented = torch.library.Library("torchvision", "IMPL")
+        implemented.impl("nms", lambda _, scores, __: scores.argsort(descending=True)[:20], "CPU")
+        monkeypatch.setattr(vision.extension, "_has_ops", lambda: True)
+    torch.compiler.set_stance("force_eager")  # its roi_align in Python asks to be compiled
+    two = cohort([1, 1], [0, 0], ["a", "a"])
+    two.lung[:, 50:150, 20:90] = two.lung[:, 50:150, 120:200] = 1
+    two.images[:] = two.lung * 0.5
+    two.has_lung[:] = True
+    cohorts = dict.fromkeys(("train", "val", "test"), two)
+    options = replace(ONE, batch_size=2)
+    run = (1, cohorts, tmp_path, options, torch.device("cpu"), QUIET)
+    drawn = mask_rcnn.masks(*run)
+    assert drawn["val"].shape == drawn["test"].shape == (2, 224, 224)
+    before = (tmp_path / mask_rcnn.CHECKPOINT).stat().st_mtime_ns
+    assert np.array_equal(mask_rcnn.masks(*run)["test"], drawn["test"])
+    assert (tmp_path / mask_rcnn.CHECKPOINT).stat().st_mtime_ns == before  # not trained again

@@ -36,7 +36,8 @@ from comit.training.loop import (
 from comit.training.report import evaluate_run, table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-STRONG = replace(TrainConfig.strong(), width=1 / 64, epochs=2, batch_size=4, small_epochs=1)
+SMALL: dict[str, Any] = {"width": 1 / 64, "epochs": 2, "batch_size": 4}
+STRONG = replace(TrainConfig.strong(), **SMALL, small_epochs=1, adversary=1.0)
 KILLED = """
 import os, signal, sys
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ class Killer(Console):
 small = {"width": 1 / 64, "epochs": 2, "batch_size": 4}
 config = TrainConfig(**small)
 if sys.argv[3] == "strong":
-    config = replace(TrainConfig.strong(), **small, small_epochs=1)
+    config = replace(TrainConfig.strong(), **small, small_epochs=1, adversary=1.0)
 train(Path(sys.argv[1]), Path(sys.argv[2]), config, device="cpu", console=Killer(quiet=True))
 """
 
@@ -124,7 +125,7 @@ def test_killed_and_resumed_is_bit_identical(
     config = TINY if recipe == "default" else STRONG
     train(manifest, out, config, device="cpu", resume=True, console=QUIET)
     ours, theirs = (torch.load(run / "checkpoint.pt", weights_only=True) for run in (out, whole))
-    for part in ("model", "average"):
+    for part in ("model", "average", *(["adversary"] if recipe == "strong" else [])):
         for name, value in theirs[part].items():
             assert torch.equal(ours[part][name], value), (part, name)
     weights, expected = (load_file(run / "weights.safetensors") for run in (out, whole))
@@ -137,6 +138,12 @@ def test_killed_and_resumed_is_bit_identical(
 def lines_of_epoch_two(run: Path) -> str:
     last = (run / "metrics.csv").read_text().splitlines()[-1]
     return "2," + last.split(",", 1)[1] + "\n"
+
+
+def test_test_is_reported_when_asked_for(finished_strong: Path, manifest: Path) -> None:
+    assert "test" not in json.loads((finished_strong / "run.json").read_text())
+    train(manifest, finished_strong, STRONG, device="cpu", resume=True, test=True, console=QUIET)
+    assert json.loads((finished_strong / "run.json").read_text())["test"]["lung_images"] == 4
 
 
 def test_resuming_a_finished_run_changes_nothing(finished: Path, manifest: Path) -> None:

@@ -1,4 +1,4 @@
-"""``comit train``, ``calibrate``, ``evaluate``, ``baselines`` and ``ablation``."""
+"""``comit train``, ``calibrate``, ``evaluate``, ``baselines``, ``ablation`` and ``parts``."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def recipe_config(recipe: str, given: dict[str, Any]) -> TrainConfig:
 @click.option("--small-epochs", type=click.IntRange(0), help="How many of them see small images.")
 @click.option("--balance", type=click.FloatRange(0, 1), help="Weight of rare groups; 0 is none.")
 @click.option("--soften", type=click.FloatRange(0, 1), help="Teachers' share in class labels.")
+@click.option("--adversary", type=click.FloatRange(0), help="Unlearning of the source; 0 is none.")
 @click.option("--batch-size", type=click.IntRange(2), help="Images a step.")
 @click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True), help="Step size.")
 @click.option("--seed", type=click.IntRange(0), help="Start of every random number.")
@@ -75,6 +76,7 @@ def recipe_config(recipe: str, given: dict[str, Any]) -> TrainConfig:
     help="Earlier run whose masks stand in where an image has none; may be repeated.",
 )
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of RUN.")
+@click.option("--test", is_flag=True, help="Report on test as well, once all choices are made.")
 @WORKERS
 def train(
     manifest: Path,
@@ -84,6 +86,7 @@ def train(
     init: Path | None,
     teachers: tuple[Path, ...],
     resume: bool,
+    test: bool,
     workers: int | None,
     **given: Any,
 ) -> None:
@@ -92,8 +95,9 @@ def train(
     MANIFEST is a Parquet file, a row an image: path (relative to it), split (train, val, test),
     healthy, covid, other (true, false or null for unknown); optional: source, lung_boxes,
     disease_boxes (lists of [x, y, w, h] in pixels), lung_mask, disease_mask (paths of PNG).
-    The epoch is chosen on val, the thresholds come from val, test is only reported. Every figure
-    stands beside the one that the source's name and a fixed mask give without a model.
+    The epoch is chosen on val, the thresholds come from val, test is not read without --test
+    (later: with --resume). Every figure stands beside the one that the source's name and a fixed
+    mask give without a model.
 
     Options left out are the recipe's. A run that was killed goes on with --resume and the same
     options, and ends with the weights it would have had.
@@ -110,6 +114,7 @@ def train(
         init=init,
         teachers=teachers,
         resume=resume,
+        test=test,
         workers=workers or usable_cores(),
     )
 
@@ -239,7 +244,7 @@ def _comparison(table: str, help_text: str, short: str) -> click.Command:
         "--model",
         default="bundled",
         show_default=True,
-        help="Whose embeddings scikit-learn's rows learn from.",
+        help="Whose embeddings scikit-learn's rows learn from, and whose lungs are cropped to.",
     )
     @RECIPE
     @click.option("--width", type=click.FloatRange(0, 4, min_open=True), help="Channel factor.")
@@ -290,7 +295,8 @@ baselines = _comparison(
     DenseNet121, MobileNetV2, ResNet18 and VGG19 of torchvision with a fully connected head, from
     random weights; scikit-learn's random forest and SVM on embeddings; MONAI's U-Net; SegNet
     (COMiT-Net with its two mask tasks alone); and COMiT-Net, all on the same split, by the same
-    loop, under the same recipe. Writes baselines.md. {_KEPT}
+    loop, under the same recipe. torchvision's Mask R-CNN has a loop of its own, and needs its
+    compiled operators. Writes baselines.md. {_KEPT}
     """,
     "Train and measure the networks of the paper's table 4.",
 )
@@ -301,4 +307,14 @@ ablation = _comparison(
     With --seed three times, the spread over initialisations as in figure 8. {_KEPT}
     """,
     "Train and measure the task subsets of the paper's table 5.",
+)
+parts = _comparison(
+    "parts",
+    f"""Trains COMiT-Net without each part of a recipe, and in ways against the source shortcut.
+
+    Meant for --recipe strong, all tasks. The rows called classes-... learn the class labels alone:
+    with sources unbalanced and wholly balanced, with an adversary that names the source, and on
+    images cropped to the lungs that --model sees. Writes parts.md. {_KEPT}
+    """,
+    "Train and measure what a recipe is made of.",
 )

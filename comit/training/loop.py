@@ -24,6 +24,7 @@ from comit.console import Console
 from comit.errors import ComitError, UsageError
 from comit.model.loss import LossConfig, Targets, losses
 from comit.model.network import COMiTNet, NetworkConfig, load_vgg16
+from comit.training.adversary import Adversary, origins
 from comit.training.augment import Augmentation, augment
 from comit.training.curves import CURVES, draw_curves
 from comit.training.data import Cohort, load, read_manifest
@@ -55,6 +56,7 @@ class TrainConfig:
     soften: float = 0.0  # share of the teachers' scores in the class labels
     tasks: tuple[int, ...] = (1, 2, 3, 4)  # of the paper's t1 to t4, those that are learned
     small_epochs: int = 0  # no figures on val in these: the weights are on their way
+    adversary: float = 0.0  # how much the encoder unlearns the source, see :mod:`.adversary`
 
     @staticmethod
     def strong() -> TrainConfig:
@@ -97,10 +99,14 @@ def train(
     init: Path | None = None,
     teachers: Sequence[Path] = (),
     resume: bool = False,
+    test: bool = False,
     workers: int = 2,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Trains on ``train``, chooses the epoch by ``val``, reports on ``test`` where there is one.
+    """Trains on ``train``, chooses the epoch by ``val``; with ``test`` also reports on that.
+
+    Recipes are to be compared on val alone, so test is not even read unless it is asked for,
+    which ``resume`` also does for a run that is finished.
 
     Writes ``out/weights.safetensors``, ``run.json``, ``metrics.csv`` (an epoch a line; drawn in
     ``curves.png``) and ``checkpoint.pt``; returns what ``run.json`` holds
@@ -127,6 +133,8 @@ def train(
     if not resume and checkpoint.exists():
         raise UsageError(f"{out} already holds a run; add --resume, or choose another --out")
     rows = splits(read_manifest(manifest), manifest)
+    if not test:
+        rows.pop("test", None)
     cohorts = load_splits(rows, manifest, workers, console)
     trainer = Trainer(
         cohorts["train"],
@@ -161,6 +169,7 @@ class Resident(NamedTuple):
     findings: Tensor  # (N, 2) float32 in [0, 1]; 0 where unknown
     switches: Tensor  # (N, 4) float32
     taught: Tensor  # (N, 2) bool: the mask is the teachers'
+    origin: Tensor  # (N,) int64: see :func:`.adversary.origins`
 
     @staticmethod
     def of(
@@ -197,6 +206,7 @@ class Resident(NamedTuple):
             findings=torch.from_numpy(labels[:, 1:].astype(np.float32)),
             switches=torch.from_numpy(switches),
             taught=torch.from_numpy(taught),
+            origin=torch.from_numpy(origins(cohort)),
         )
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -246,9 +256,14 @@ class Trainer:
             multi_avg_fn=averaging(config.ema, config.ema_warmup),
             use_buffers=True,  # batch norm's statistics are averaged as the weights are
         )
+        learned = list(self.model.parameters())
+        self.adversary: Adversary | None = None
+        if config.adversary:
+            self.adversary = Adversary(self.model, origins(train), config.adversary).to(device)
+            learned += self.adversary.parameters()
         self.steps = max(1, len(train) // config.batch_size)  # an incomplete last batch is left out
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            learned, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.schedule: torch.optim.lr_scheduler.LRScheduler
         if config.one_cycle:
@@ -302,7 +317,10 @@ class Trainer:
                 with autocast(self.device):
                     outputs = self.model(images)
                 terms = losses(outputs, targets, config.loss)
-                self.scaler.scale(terms.sum()).backward()  # type: ignore[no-untyped-call]
+                loss = terms.sum()
+                if self.adversary is not None:
+                    loss = loss + self.adversary.loss(self.data.origin[chosen])
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
                 self.optimizer.zero_grad(set_to_none=True)
@@ -393,6 +411,8 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+        if self.adversary is not None:
+            state["adversary"] = self.adversary.state_dict()
         replace_file(self.out / CHECKPOINT, lambda p: torch.save(state, p))
 
     def restore(self) -> None:
@@ -409,7 +429,8 @@ class Trainer:
         if state.get("teachers", self.teachers) != self.teachers:
             raise UsageError(f"{self.out} was started with other teachers")
         self.epoch, self.best, self.seconds = state["epoch"], state["best"], state["seconds"]
-        for name in ("model", "average", "optimizer", "schedule", "scaler"):
+        parts = ["model", "average", "optimizer", "schedule", "scaler"]
+        for name in [*parts, "adversary"] if self.adversary is not None else parts:
             getattr(self, name).load_state_dict(state[name])
 
 

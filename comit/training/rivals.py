@@ -8,7 +8,7 @@ They come from torchvision and MONAI (extra ``study``), which are imported only 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import cast
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from comit.errors import MissingExtra
-from comit.model.network import COMiTNet, NetworkConfig, Outputs
+from comit.model.network import COMiTNet, NetworkConfig, Outputs, Positions
 
 CLASSIFIERS = ("densenet121", "mobilenet_v2", "resnet18", "vgg19")
 HIDDEN = (256, 128)  # of the fully connected head, which the paper does not describe further
@@ -73,13 +73,32 @@ class Segmenter(nn.Module):
         return Outputs(logits[:, :2], logits[:, 2:], nothing, nothing)
 
 
-def builder(name: str) -> Callable[[NetworkConfig], COMiTNet]:
+class Part(COMiTNet):
+    """COMiT-Net without the decoders that ``tasks`` do not name; its weights start the same."""
+
+    def __init__(self, config: NetworkConfig, tasks: tuple[int, ...]) -> None:
+        super().__init__(config)
+        for task, name in enumerate(("lung_decoder", "disease_decoder"), start=1):
+            if task not in tasks:
+                setattr(self, name, Silent())
+
+
+class Silent(nn.Module):
+    """Stands for a decoder: zero logits, at no cost."""
+
+    def forward(self, x: Tensor, positions: Sequence[Positions]) -> Tensor:
+        """(N, 2, 32 h, 32 w) for (N, C, h, w)."""
+        height, width = (32 * side for side in x.shape[2:])
+        return x.new_zeros(()).expand(len(x), 2, height, width)
+
+
+def builder(name: str, tasks: tuple[int, ...]) -> Callable[[NetworkConfig], COMiTNet]:
     """What :class:`.loop.Trainer` makes its network with; raises MissingExtra when it does."""
     if name in CLASSIFIERS:
         return lambda config: cast(COMiTNet, Classifier(name, config))
     if name == "unet":
         return lambda config: cast(COMiTNet, Segmenter(config))
-    return COMiTNet
+    return lambda config: Part(config, tasks)
 
 
 def torchvision() -> ModuleType:
