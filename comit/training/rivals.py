@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from comit.errors import MissingExtra
-from comit.model.network import COMiTNet, NetworkConfig, Outputs, Positions
+from comit.model.network import COMiTNet, NetworkConfig, Outputs
 
 CLASSIFIERS = ("densenet121", "mobilenet_v2", "resnet18", "vgg19")
 HIDDEN = (256, 128)  # of the fully connected head, which the paper does not describe further
@@ -86,7 +86,7 @@ class Part(COMiTNet):
 class Silent(nn.Module):
     """Stands for a decoder: zero logits, at no cost."""
 
-    def forward(self, x: Tensor, positions: Sequence[Positions]) -> Tensor:
+    def forward(self, x: Tensor, positions: Sequence[Tensor]) -> Tensor:
         """(N, 2, 32 h, 32 w) for (N, C, h, w)."""
         height, width = (32 * side for side in x.shape[2:])
         return x.new_zeros(()).expand(len(x), 2, height, width)
