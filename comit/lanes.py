@@ -3,7 +3,7 @@
 An engine gets batches of pixels, or where it preprocesses itself (:attr:`Engine.takes_samples`)
 of samples as they are stored, of as many sizes as there are images.
 Where not every image gets masks, an engine that can (:attr:`Engine.two_stage`) looks at the scores
-first, which takes a sixth of the whole network, and computes masks for flagged images alone.
+first, which takes a quarter of the whole network, and computes masks for flagged images alone.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from comit.results import Row
 from comit.sink import Sink
 
 Masks = Literal["all", "flagged", "none"]
-# Scores first and then everything for a share f of the images costs 1/6 + f of computing
-# everything at once (openvino bf16, width 0.25: 2.5 and 16.6 ms), so it pays up to f = 5/6.
-WORTH = 0.8
+# Scores first and then everything for a share f of the images costs 1/4 + f of computing
+# everything at once (openvino bf16, width 0.25: 2.5 and 10.7 ms), so it pays up to f = 3/4.
+WORTH = 0.7
 MOST_BYTES = 256 * 2**20  # of samples in a batch, or one image more
 MEMORY = 16  # batches over which the share of flagged images is averaged
 
