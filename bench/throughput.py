@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from comit.engine import load_engine
 from comit.errors import UsageError
 from comit.screen import Options, Report, screen
 
-EVERY = 0.5  # seconds between looks at memory
+EVERY = 2.0  # seconds between looks at memory: a look takes 8 ms of CPU and holds the run up
 ADVICE = {
     "read": "files that lie closer, or larger reads",
     "decode": "more cores, or files in a syntax that decodes faster",
@@ -83,7 +84,7 @@ class Throughput:
     ceilings: dict[str, dict[str, float]]  # images a second
     steady: dict[str, float]  # images a second, end to end
     images_per_second: dict[str, float]  # with start-up
-    efficiency: dict[str, float]  # steady / smallest ceiling of the same repeat
+    efficiency: dict[str, float]  # steady / smallest ceiling, of the stages just before and after
     bottleneck: str
     advice: str
     dispatch_core_ms: float
@@ -106,7 +107,7 @@ def measure(
     cold: bool = False,
     sweep: bool = False,
 ) -> Throughput:
-    """Measures stages and pipeline ``repeat`` times in turn.
+    """Measures stages and pipeline in turn: ``repeat`` runs, each between two looks at the stages.
 
     ``images`` of a run: the files of ``source`` over and over; None is each file once. ``cold``
     puts them out of the page cache first, which makes the disk a ceiling. Raises UsageError
@@ -118,16 +119,12 @@ def measure(
         raise UsageError("cold files are read once: leave out --images, or give more files")
     cores = usable_cores()
     load = [os.getloadavg()[0]]
-    stages, runs = [], []
+    stages, runs = [alone(paths, options, cores, seconds, cold)], []
     for _ in range(repeat):
-        if cold:
-            forget(paths)
-        stages.append(alone(paths, options, cores, seconds))
-        if cold:
-            forget(paths)
-        runs.append(run(paths, images, options))
+        runs.append(run(paths, images, options, cold))
+        stages.append(alone(paths, options, cores, seconds, cold))
     workers = options.workers or min(cores, 32)
-    limits = [ceilings(s, cores, cold) for s in stages]
+    limits = [ceilings(mean(*around), cores, cold) for around in pairwise(stages)]
     pairs = list(zip(runs, limits, strict=True))
     core_ms = {
         name: round(statistics.median(s.core_ms[name] for s in stages), 3)
@@ -177,8 +174,12 @@ def listed(source: Path, pattern: str = "*") -> list[Path]:
     return paths
 
 
-def alone(paths: Sequence[Path], options: Options, cores: int, seconds: float) -> Stages:
+def alone(
+    paths: Sequence[Path], options: Options, cores: int, seconds: float, cold: bool
+) -> Stages:
     """The stages alone, with an engine that is gone afterwards."""
+    if cold:
+        forget(paths)
     engine = load_engine(
         options.model, options.engine, options.device, options.precision, options.batch_size
     )
@@ -186,6 +187,16 @@ def alone(paths: Sequence[Path], options: Options, cores: int, seconds: float) -
         return measure_stages(paths, options, engine, cores, seconds)
     finally:
         engine.close()
+
+
+def mean(before: Stages, after: Stages) -> Stages:
+    """Between two measurements: a machine whose neighbours come and go is followed halfway."""
+    return Stages(
+        core_ms={name: (ms + after.core_ms[name]) / 2 for name, ms in before.core_ms.items()},
+        engine_rate=(before.engine_rate + after.engine_rate) / 2,
+        disk_rate=(before.disk_rate + after.disk_rate) / 2,
+        file_bytes=before.file_bytes,
+    )
 
 
 def ceilings(stages: Stages, cores: int, cold: bool) -> dict[str, float]:
@@ -218,8 +229,10 @@ def find_bottleneck(
     return max(core_ms, key=core_ms.__getitem__) if smallest == "cpu" else smallest
 
 
-def run(paths: Sequence[Path], images: int, options: Options) -> Run:
+def run(paths: Sequence[Path], images: int, options: Options, cold: bool = False) -> Run:
     """Screens ``images`` files, ``paths`` over and over, into a temporary folder."""
+    if cold:
+        forget(paths)
     with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
         source = manifest(paths, images, Path(folder))
         watch = Watch()

@@ -122,6 +122,31 @@ def stages(**core_ms: float) -> Stages:
     return Stages(core_ms, engine_rate=100.0, disk_rate=30.0, file_bytes=10.0)
 
 
+def test_a_run_is_beside_the_stages_before_and_after_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").touch()
+    order: list[str] = []
+    costs = iter([10.0, 30.0, 50.0])  # the machine gets slower; so do the runs
+
+    def fake_alone(*_: object) -> Stages:
+        order.append("alone")
+        return stages(decode=next(costs))
+
+    def fake_run(*_: object) -> throughput_module.Run:
+        order.append("run")
+        steady = {1: 90.0, 2: 45.0}[order.count("run")]
+        return throughput_module.Run(9, 1.0, 9.0, steady, 9.0, 9.0, 0.1, {}, [], {})
+
+    monkeypatch.setattr(throughput_module, "alone", fake_alone)
+    monkeypatch.setattr(throughput_module, "run", fake_run)
+    monkeypatch.setattr(throughput_module, "usable_cores", lambda: 2)
+    found = throughput_module.measure(tmp_path, Options(), repeat=2)
+    assert order == ["alone", "run", "alone", "run", "alone"]
+    assert (found.ceilings["cpu"]["max"], found.ceilings["cpu"]["min"]) == (100, 50)
+    assert (found.efficiency["min"], found.efficiency["max"]) == (0.9, 0.9)
+
+
 def test_ceilings_are_of_cores_gpu_and_disk() -> None:
     on_cpu = stages(read=1, decode=9, engine=30)
     assert throughput_module.ceilings(on_cpu, 2, cold=False) == {"cpu": 50}  # 2000 / 40
