@@ -14,7 +14,7 @@ import pytest
 
 from comit.bench.faults.dicoms import picture
 from comit.decode import Limits, open_image
-from comit.decode.png import read_header, uncompressed
+from comit.decode.png import read_header, scanlines, uncompressed, unfiltered
 from comit.errors import ItemError
 from comit.reasons import Caution, Fail, Skip
 
@@ -167,10 +167,52 @@ def test_large_png_in_blocks_is_the_same_picture(level: int, dtype: type) -> Non
         top = np.iinfo(dtype).max
         pixels = np.random.default_rng(width).integers(0, top, (128, width), dtype, endpoint=True)
         data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, level])[1].tobytes()
-        again = uncompressed(data, read_header(data))
+        lines = scanlines(data, read_header(data))
+        assert lines is not None
+        again = uncompressed(data, lines)
         assert again != data and read_header(again)
         np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(again, np.uint8), -1), pixels)
         np.testing.assert_array_equal(open_image(data).samples(), pixels)
+
+
+def filtered(samples: np.ndarray, filters: np.ndarray) -> bytes:
+    """A grey PNG whose row i has filter ``filters[i]``: 0 none, 1 Sub, 2 Up, 3 Average (9.2)."""
+    size = samples.itemsize
+    rows = samples.astype(f">u{size}").view(np.uint8).reshape(len(samples), -1).astype(int)
+    left = np.pad(rows, ((0, 0), (size, 0)))[:, :-size]
+    above = np.pad(rows, ((1, 0), (0, 0)))[:-1]
+    guess = np.choose(filters[:, None], [rows * 0, left, above, (left + above) // 2])
+    lines = np.column_stack([filters, rows - guess]).astype(np.uint8)
+    header = struct.pack(">IIBBBBB", samples.shape[1], len(samples), 8 * size, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("kinds", [[1], [0], [2], [0, 1, 2], [0, 1, 2, 3]])
+def test_png_filters_are_undone(kinds: list[int], dtype: type) -> None:
+    draw = np.random.default_rng(len(kinds))
+    for height, width in ((64, 65), (93, 64), (70, 80)):
+        top = np.iinfo(dtype).max
+        samples = draw.integers(0, top, (height, width), dtype, endpoint=True)
+        filters = draw.choice(kinds, height)
+        filters[-1] = kinds[-1]
+        data = filtered(samples, filters)
+        lines = scanlines(data, read_header(data))
+        assert lines is not None
+        own = unfiltered(lines, read_header(data))
+        assert (own is None) == (3 in filters)  # OpenCV's
+        np.testing.assert_array_equal(open_image(data).samples(), samples)
+        np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), -1), samples)
+
+
+def test_png_with_a_transparent_grey_is_opencvs() -> None:
+    data = png(EIGHT, 8, 0, chunk(b"tRNS", struct.pack(">H", 77)))
+    header = read_header(data)
+    lines = scanlines(data, header)
+    assert header.transparent and lines is not None and unfiltered(lines, header) is None
 
 
 # ---- JPEG ----------------------------------------------------------------------------------

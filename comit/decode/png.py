@@ -2,7 +2,8 @@
 
 OpenCV fills what is missing from a damaged PNG and reports nothing, so completeness and the
 checksums are checked here. It inflates with zlib, half of what decoding takes; libdeflate needs a
-third of that. So OpenCV is given the same picture with nothing left to inflate.
+third of that. So OpenCV is given the same picture with nothing left to inflate, and is not needed
+for grey pictures whose filters look at one neighbour alone, as in files that OpenCV wrote.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from imagecodecs import deflate_adler32, deflate_crc32, deflate_decode
+from imagecodecs import deflate_adler32, deflate_crc32, deflate_decode, delta_decode
 from numpy.typing import NDArray
 
 from comit.errors import ItemError
@@ -24,6 +25,7 @@ DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 1
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 LARGE = 64 * 2**20  # bytes of scanlines, of which there would be several copies
 STORED = 0xFFFF  # bytes of a stored block at most, RFC 1951 3.2.4
+NONE, SUB, UP = 0, 1, 2  # filter types, 9.2
 
 
 class Header(NamedTuple):
@@ -34,6 +36,7 @@ class Header(NamedTuple):
     depth: int  # bits of a channel
     colour: int  # type, 11.2.1
     interlaced: bool
+    transparent: bool = False  # a colour or palette entry is, by tRNS
     frames: int = 1
     exif: bytes | None = None
 
@@ -55,6 +58,8 @@ def read_header(data: bytes) -> Header:
             header = _described(data[start:end])
         elif kind == b"IDAT":
             has_data = True
+        elif kind == b"tRNS":
+            header = header._replace(transparent=True)
         elif kind == b"acTL" and end - start == 8:  # animated PNG
             header = header._replace(frames=struct.unpack_from(">I", data, start)[0])
         elif kind == b"eXIf":
@@ -104,11 +109,31 @@ def scanlines(data: bytes, header: Header) -> NDArray[np.uint8] | None:
     return lines if len(inflated) == lines.size else None
 
 
-def uncompressed(data: bytes, header: Header) -> bytes:
-    """The same picture in stored blocks; ``data`` itself where :func:`scanlines` is None."""
-    lines = scanlines(data, header)
-    if lines is None:
-        return data
+def unfiltered(lines: NDArray[np.uint8], header: Header) -> NDArray[np.uint8 | np.uint16] | None:
+    """(height, width) samples of a grey picture's scanlines; None for others.
+
+    None as well where a scanline's filter looks at several neighbours (Average, Paeth): one after
+    another, which is nothing for NumPy.
+    """
+    if header.colour != 0 or header.depth < 8 or header.transparent:
+        return None
+    filters, size = lines[:, 0], header.depth // 8
+    if filters.max() > UP:
+        return None
+    values = lines[:, 1:].reshape(header.height, header.width, size)
+    is_sub = filters == SUB
+    if is_sub.all():
+        values = delta_decode(values, axis=1)
+    else:
+        values = np.ascontiguousarray(values)
+        values[is_sub] = delta_decode(values[is_sub], axis=1)
+        for i in np.flatnonzero(filters[1:] == UP) + 1:  # above the first there are zeros
+            values[i] += values[i - 1]
+    return values.view(f">u{size}")[..., 0].astype(f"u{size}", copy=False)
+
+
+def uncompressed(data: bytes, lines: NDArray[np.uint8]) -> bytes:
+    """The same picture in stored blocks, from its :func:`scanlines`."""
     raw = lines.tobytes()
     first = next(start for kind, start, _ in chunks(data) if kind == b"IDAT")
     stream = [b"\x78\x01"]

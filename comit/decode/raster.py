@@ -26,7 +26,7 @@ class RasterImage(Image):
         """Decodes to grey, 8 or 16 bits as stored; colour by luminance, alpha over black."""
         header = self.header
         if isinstance(header, png.Header):
-            pixels = _imdecode(png.uncompressed(self.data, header))
+            pixels = _decode_png(self.data, header)
         elif header.components == 4:  # CMYK or YCCK, which OpenCV makes BGR
             pixels = _imdecode(self.data)
             if pixels is not None and jpeg.is_cut(self.data, header, pixels, _imdecode):
@@ -96,6 +96,14 @@ def open_raster(data: bytes, limits: Limits, policy: ViewPolicy = "tagged") -> R
         data=data,
         header=header,
     )
+
+
+def _decode_png(data: bytes, header: png.Header) -> NDArray[Any] | None:
+    lines = png.scanlines(data, header)
+    if lines is None:
+        return _imdecode(data)
+    pixels = png.unfiltered(lines, header)
+    return _imdecode(png.uncompressed(data, lines)) if pixels is None else pixels
 
 
 def _imdecode(data: bytes) -> NDArray[Any] | None:

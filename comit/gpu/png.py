@@ -25,9 +25,7 @@ def read_rows(data: bytes) -> Rows | None:
     if not data.startswith(png.MAGIC):
         return None
     header = png.read_header(data)
-    if header.colour != 0 or header.depth not in DTYPES or header.interlaced:
-        return None
-    if any(kind == b"tRNS" for kind, _, _ in png.chunks(data)):
+    if header.colour != 0 or header.depth not in DTYPES or header.transparent:
         return None
     lines = png.scanlines(data, header)
     if lines is None or lines[:, 0].max() > 4:  # no such filter
