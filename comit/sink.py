@@ -31,7 +31,7 @@ from comit.merge import CONTENT, Tally, final_schema, merge
 from comit.results import FINDINGS, IDENTITY, Row, schema
 from comit.ring import nameless
 from comit.source import OWN_COLUMNS, SHARD, Item, read_items, rechunk
-from comit.target import KEY, LOCK, MERGED, RUN, STAGING, Folder, clear, find, read_state
+from comit.target import KEY, LOCK, MERGED, RUN, STAGING, Folder, clear, damaged, find, read_state
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -152,6 +152,11 @@ class Sink:
         settings = {**settings, "--retry-failed": self._retry}
         if self.resumable:
             run = read_state(self.staging / RUN, ("run_id", "began", "settings"))
+            try:
+                datetime.fromisoformat(run["began"])
+                dict(run["settings"])
+            except (TypeError, ValueError):
+                raise damaged(self.staging / RUN) from None
             if changed := [k for k, v in settings.items() if run["settings"].get(k) != v]:
                 raise UsageError(
                     f"{self.out} has an unfinished run with another {', '.join(changed)}; "

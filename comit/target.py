@@ -300,9 +300,14 @@ def read_state(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         found = json.loads(path.read_text())
         if isinstance(found, dict) and all(k in found for k in keys):
             return found
-    except ValueError:
+    except (OSError, ValueError):  # OSError: a folder of that name, a bad block
         pass
-    raise UsageError(f"{path} is damaged; move it away and run again")
+    raise damaged(path)
+
+
+def damaged(path: Path) -> UsageError:
+    """What to say of a file of ours that holds something else."""
+    return UsageError(f"{path} is damaged; move it away and run again")
 
 
 def row_groups(file: Path) -> Iterator[pa.Table]:
