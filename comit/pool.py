@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing import Pipe
 from selectors import EVENT_READ, DefaultSelector
-from types import TracebackType
 
 import numpy as np
 
@@ -108,12 +107,7 @@ class Pool:
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def close(self) -> None:
