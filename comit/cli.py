@@ -12,10 +12,11 @@ from typing import Any
 import click
 
 from comit import __version__
+from comit.arguments import Output
 from comit.bench.cli import bench
 from comit.console import Console, printable
 from comit.data.cli import data
-from comit.errors import ComitError, Stopped
+from comit.errors import ComitError, Stopped, UsageError
 from comit.export.cli import export
 from comit.look.cli import COMMANDS
 from comit.training.cli import ablation, baselines, calibrate, evaluate, parts, train
@@ -32,6 +33,20 @@ class Comit(click.Group):
         except ComitError as error:
             console(ctx).error(str(error), error.exit_code)
             ctx.exit(error.exit_code)
+        except BrokenPipeError:  # whoever read standard output has enough: click's to end
+            raise
+        except OSError as error:
+            console(ctx).error(unforeseen(error), UsageError.exit_code)
+            ctx.exit(UsageError.exit_code)
+
+
+def unforeseen(error: OSError) -> str:
+    """What the operating system says, of what was typed; any other name could be a patient's."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    path = os.path.abspath(name)  # noqa: PTH100
+    typed = [os.path.abspath(arg) for arg in sys.argv[1:]]  # noqa: PTH100
+    what = name if name and any(arg.startswith(path) for arg in typed) else "a file or a folder"
+    return f"{what} cannot be used: {error.strerror or 'an error of the disk'}"
 
 
 def console(ctx: click.Context, **how: Any) -> Console:
@@ -75,6 +90,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--out",
     "-o",
+    type=Output(),
     required=True,
     help="Parquet file to replace, or folder to add to (ends in / or has no suffix).",
 )
@@ -151,8 +167,14 @@ PATH = click.Path(path_type=Path)
     metavar="COLUMN",
     help="Manifest column to pass through though identifiers are not plain; repeat for several.",
 )
-@click.option("--report", "report_to", type=PATH, help="Write what the run did as JSON.")
-@click.option("--metrics-file", type=PATH, help="How the run goes, in Prometheus text format.")
+@click.option(
+    "--report", "report_to", type=PATH, help="Write what the run did as JSON; - is stdout."
+)
+@click.option(
+    "--metrics-file",
+    type=Output(path_type=Path),
+    help="How the run goes, in Prometheus text format.",
+)
 @click.option("--retry-failed", is_flag=True, help="Screen again what failed in the results.")
 @click.option("--restart", is_flag=True, help="Forget an unfinished run of this output.")
 @click.option(
@@ -209,10 +231,11 @@ def screen(
         stop.set()
         said.line("stopping after the images in hand; again to stop at once", "stopping")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask_to_stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, ask_to_stop)
     for path in (report_to, options.metrics_file):
-        if path is not None:
+        if path is not None and str(path) != "-":
             check_writable(path, Path(out))
     try:
         report = run(source, out, options, console=said, stop=stop)
@@ -222,8 +245,12 @@ def screen(
         import json
         from dataclasses import asdict
 
+        text = json.dumps(asdict(report), indent=1)
         try:
-            report_to.write_text(json.dumps(asdict(report), indent=1) + "\n")
+            if str(report_to) == "-":
+                click.echo(text)
+            else:
+                report_to.write_text(text + "\n")
         except OSError as error:
             raise ComitError(
                 f"the results are complete; the report {report_to} cannot be written: "
@@ -239,8 +266,6 @@ def screen(
 
 def check_writable(path: Path, out: Path) -> None:
     """Raises UsageError now rather than after a night where a report cannot be written."""
-    from comit.errors import UsageError
-
     if path.resolve() == out.resolve():
         raise UsageError(f"{path} is the output; give each file a name of its own")
     there = path.exists()

@@ -18,13 +18,12 @@ from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing import Pipe
 from selectors import EVENT_READ, DefaultSelector
-from types import TracebackType
 
 import numpy as np
 
 from comit.decode import Limits, ViewPolicy
 from comit.decode.worker import AHEAD, SLOT, Done, Need
-from comit.errors import ComitError
+from comit.errors import ComitError, Stopped
 from comit.gpu.batch import Source
 from comit.preprocess import SIZE
 from comit.reasons import Fail
@@ -96,18 +95,23 @@ class Pool:
         self._ring = Ring(ring_bytes, reserved=workers * own)
         self._waiting: deque[_Worker] = deque()  # for memory, first come first served
         self._selector = DefaultSelector()
-        self._workers = [self._start(i * own) for i in range(workers)]
+        self._workers: list[_Worker] = []
+        try:
+            for i in range(workers):
+                self._workers.append(self._start(i * own))
+        except BaseException:
+            self.close()
+            raise
         self.seconds = 0.0  # that workers spent reading, decoding and preprocessing
 
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes and frees the memory."""
         for worker in self._workers:
             worker.kill()
         self._selector.close()
@@ -147,7 +151,13 @@ class Pool:
                 self._grant()
 
     def _start(self, slots: int) -> _Worker:
-        worker = _Worker(self._ring, slots, self._limits, self._policy)
+        try:
+            worker = _Worker(self._ring, slots, self._limits, self._policy)
+        except OSError as error:  # no process, no memory or no file number left
+            raise Stopped(
+                f"a decoding process cannot be started: {error.strerror}. Fewer --workers may do; "
+                "the same command resumes"
+            ) from error
         self._selector.register(worker.pipe, EVENT_READ, worker)
         return worker
 

@@ -22,7 +22,6 @@ from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from comit import durable
@@ -31,7 +30,7 @@ from comit.merge import CONTENT, Tally, final_schema, merge
 from comit.results import FINDINGS, IDENTITY, Row, schema
 from comit.ring import nameless
 from comit.source import OWN_COLUMNS, SHARD, Item, read_items, rechunk
-from comit.target import KEY, LOCK, MERGED, RUN, STAGING, Folder, clear, find, read_state
+from comit.target import KEY, LOCK, MERGED, RUN, STAGING, Folder, clear, damaged, find, read_state
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,12 +73,7 @@ class Sink:
     def __enter__(self) -> Sink:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         with self._closing:
             if not self.resumable:  # finished, or never began: leave nothing behind
                 self._target.tidy()
@@ -152,6 +146,11 @@ class Sink:
         settings = {**settings, "--retry-failed": self._retry}
         if self.resumable:
             run = read_state(self.staging / RUN, ("run_id", "began", "settings"))
+            try:
+                datetime.fromisoformat(run["began"])
+                dict(run["settings"])
+            except (TypeError, ValueError):
+                raise damaged(self.staging / RUN) from None
             if changed := [k for k, v in settings.items() if run["settings"].get(k) != v]:
                 raise UsageError(
                     f"{self.out} has an unfinished run with another {', '.join(changed)}; "

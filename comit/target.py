@@ -19,6 +19,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,10 @@ class Target(ABC):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        tables = [pq.read_table(f, columns=list(columns)) for f in self.files()]
+        tables = []
+        for file in self.files():
+            with legible(file):
+                tables.append(pq.read_table(file, columns=list(columns)))
         return pa.concat_tables(t.replace_schema_metadata() for t in tables) if tables else None
 
     def refuse(self, metadata: dict[str, str]) -> None:
@@ -300,9 +304,14 @@ def read_state(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         found = json.loads(path.read_text())
         if isinstance(found, dict) and all(k in found for k in keys):
             return found
-    except ValueError:
+    except (OSError, ValueError):  # OSError: a folder of that name, a bad block
         pass
-    raise UsageError(f"{path} is damaged; move it away and run again")
+    raise damaged(path)
+
+
+def damaged(path: Path) -> UsageError:
+    """What to say of a file of ours that holds something else."""
+    return UsageError(f"{path} is damaged; move it away and run again")
 
 
 def row_groups(file: Path) -> Iterator[pa.Table]:
@@ -311,7 +320,23 @@ def row_groups(file: Path) -> Iterator[pa.Table]:
 
     with pq.ParquetFile(file) as parquet:
         for i in range(parquet.num_row_groups):
-            yield parquet.read_row_group(i)
+            with legible(file):
+                table = parquet.read_row_group(i)
+            yield table
+
+
+@contextmanager
+def legible(file: Path) -> Iterator[None]:
+    """Names the file of earlier results that cannot be read: no room on the disk mends that."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(
+            f"{file} is damaged or cannot be read; put a copy of it in its place, or move it away "
+            "and its items are screened again"
+        ) from error
 
 
 def gathered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from comit.arguments import Output
+
 if TYPE_CHECKING:
     from comit.card import Card
     from comit.model.network import COMiTNet
@@ -21,7 +23,7 @@ def export() -> None:
 @click.argument("run")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Output(path_type=Path, dir_okay=False),
     required=True,
     help="The .onnx file to write; its card is written beside it.",
 )
@@ -73,7 +75,7 @@ def onnx(
 @click.argument("model")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Output(path_type=Path, dir_okay=False),
     required=True,
     help="The .engine file to write; its card is written beside it.",
 )

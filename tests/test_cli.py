@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from comit.cli import main
+from comit.cli import main, unforeseen
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
@@ -115,6 +116,10 @@ def test_wrong_use_is_one_line_exit_2_and_nothing_overwritten(tmp_path, tiny_mod
     one_line(comit("screen", pictures, "--out", "", "--model", tiny_model), 2, "neither")
     one_line(comit(*screen, pictures, "--report", out), 2, "is the output")
     one_line(comit(*screen, pictures, "--metrics-file", "/dev/null"), 2, "is not a file")
+    long = tmp_path / ("n" * 300)  # names that the operating system refuses
+    one_line(comit(*screen, long), 2, "cannot be used: File name too long")
+    one_line(comit("screen", pictures, "--out", f"{long}.parquet"), 2, "File name too long")
+    one_line(comit(*screen, pictures, "--report", long), 2, "File name too long")
     assert thesis.read_text() == "years of work"
     assert out.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
@@ -134,7 +139,56 @@ def test_an_engine_that_is_not_here_says_so_in_one_line(
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_error_names_what_was_typed_and_no_other_path(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["comit", "screen", "/archive/2026", "--out", "r.parquet"])
+    denied = (errno.EACCES, "Permission denied")
+    for path in ("/archive/2026", "/archive"):
+        assert unforeseen(OSError(*denied, path)) == f"{path} cannot be used: Permission denied"
+    for path in ("/archive/2026/DOE^JANE.dcm", "/elsewhere", None):
+        said = unforeseen(OSError(*denied, path))
+        assert said == "a file or a folder cannot be used: Permission denied"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["screen", "x", "--out", "-"],
+        ["screen", "x", "--out", "r.parquet", "--metrics-file", "-"],
+        ["worklist", "r.parquet", "--out", "-"],
+        ["report", "r.parquet", "--out", "-"],
+        ["data", "merge", __file__, "--out", "-"],
+        ["export", "onnx", "run", "--out", "-"],
+    ],
+)
+def test_nothing_is_called_like_standard_output(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    result = comit(*words)
+    assert result.exit_code == 2 and "would be standard output" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_goes_to_standard_output(tmp_path, tiny_model, pictures, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "r.parquet"
+    done = comit("screen", pictures, "--out", out, "--model", tiny_model, "--report", "-")
+    assert json.loads(done.stdout)["rows"] == 9
+    assert not (tmp_path / "-").exists()
+
+
+def test_a_report_that_cannot_be_written_says_that_results_are_complete(
+    tmp_path, tiny_model, pictures, monkeypatch
+):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    out, report = tmp_path / "r.parquet", tmp_path / "night.json"
+    done = comit("screen", pictures, "--out", out, "--model", tiny_model, "--report", report, "-q")
+    one_line(done, 1, "results are complete", "night.json", "No space left")
+    assert pq.read_table(out).num_rows == 9
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
     tmp_path, tiny_model, pictures, number
 ):

@@ -385,3 +385,20 @@ def test_a_changed_bit_inside_a_part_is_found_out(tmp_path):
         assert fill(sink) >= 1
         sink.finish()
     check(out, N)
+
+
+def test_a_damaged_night_is_named_and_no_reason_to_make_room(tmp_path, night, pictures):
+    out = tmp_path / "results"
+    night()
+    (damaged,) = out.glob("*.parquet")
+    content = damaged.read_bytes()
+    add(pictures, "new.png")
+    night()
+    chunk = pq.read_metadata(damaged).row_group(0).column(0)
+    start, end = chunk.dictionary_page_offset or chunk.data_page_offset, chunk.total_compressed_size
+    damaged.write_bytes(content[:start] + bytes(end) + content[start + end :])
+    for again in (night, lambda: compact(out, 100)):
+        with pytest.raises(UsageError, match=f"{damaged.name} is damaged"):
+            again()
+    damaged.write_bytes(content)
+    assert compact(out, 100) == (2, 10)

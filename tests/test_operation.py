@@ -79,6 +79,37 @@ def test_a_quiet_console_says_errors_alone():
     assert stream.getvalue() == "comit: stop\n"
 
 
+def test_a_full_disk_under_the_log_ends_nothing():
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    console = Console(Full())
+    console.line("hello")
+    console.error("stop", 2)
+    with console.progress("screening", 3) as step:
+        step(3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\x00",
+        b"# TYPE comit_last_success_timestamp_seconds gauge\n",
+        b"comit_last_success_timestamp_seconds\n",
+        b"comit_last_success_timestamp_seconds often\n",
+        b"{} 1\n",
+    ],
+)
+def test_an_odd_metrics_file_is_replaced(tmp_path, content):
+    path = tmp_path / "comit.prom"
+    path.write_bytes(content)
+    with Sink(tmp_path / "r.parquet") as sink:
+        sink.items = 5
+        Metrics(path, sink).succeeded()
+    assert metrics(path)["comit_items",] == 5
+
+
 def command(*words, **options):
     return subprocess.run(
         [sys.executable, "-m", "comit", *map(str, words)],

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import cv2
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from comit.decode import Limits, open_image
+from comit.errors import Stopped
 from comit.pool import Pool
 from comit.preprocess import preprocess
 
@@ -83,6 +86,22 @@ def test_a_process_that_hangs_is_replaced_after_the_time_limit(pictures):
                 os.kill(decoders._workers[1].process.pid, signal.SIGSTOP)
     assert sorted(results) == list(range(len(work)))
     assert [r for r in results.values() if r is not None] == ["timeout"]
+
+
+def test_a_process_that_cannot_be_started_stops_the_run_and_leaves_none(monkeypatch):
+    started = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *words, **options):
+            if len(started) == 2:
+                raise OSError(errno.EMFILE, "Too many open files")
+            super().__init__(*words, **options)
+            started.append(self)
+
+    monkeypatch.setattr("comit.pool.subprocess.Popen", Popen)
+    with pytest.raises(Stopped, match=r"Too many open files.*the same command resumes"):
+        pool(workers=3)
+    assert [p.returncode for p in started] == [-signal.SIGKILL] * 2
 
 
 def test_an_image_larger_than_the_ring_fails_alone(pictures):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from contextlib import contextmanager
 
@@ -131,6 +132,50 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path):
         Sink(tmp_path)
     with pytest.raises(UsageError, match="cannot be written"):
         Sink(tmp_path / "nowhere" / "r.parquet")
+
+
+def test_a_lock_that_cannot_be_made_is_refused(tmp_path):
+    staging = tmp_path / ".r.parquet.comit"
+    staging.mkdir()
+    (staging / "lock").symlink_to(tmp_path / "nowhere" / "lock")
+    with pytest.raises(UsageError, match="takes no files"):
+        Sink(tmp_path / "r.parquet")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run: {**run, "began": "yesterday"},
+        lambda run: {**run, "began": 7},
+        lambda run: {**run, "settings": ["model"]},
+        lambda run: {k: v for k, v in run.items() if k != "run_id"},
+        lambda run: [run],
+        None,
+    ],
+)
+def test_a_damaged_state_is_named_and_forgotten_when_asked(tmp_path, change):
+    out = tmp_path / "r.parquet"
+    with pytest.raises(Stopped), opened(out, N) as sink:
+        fill(sink, 10)
+    state = tmp_path / ".r.parquet.comit" / "run.json"
+    state.write_text(json.dumps(change(json.loads(state.read_text()))) if change else "{")
+    with pytest.raises(UsageError, match=r"run\.json is damaged"), opened(out, N):
+        pass
+    with opened(out, N, restart=True) as sink:
+        assert fill(sink) == N
+        sink.finish()
+    check(out, N)
+
+
+def test_a_folder_among_what_a_run_left_is_removed(tmp_path):
+    out = tmp_path / "results"
+    with pytest.raises(Stopped), opened(out, N) as sink:
+        fill(sink, 10)
+    (out / ".comit" / "kept" / "deep").mkdir(parents=True)
+    with opened(out, N, restart=True) as sink:
+        fill(sink)
+        sink.finish()
+    assert not (out / ".comit" / "kept").exists()
 
 
 def test_a_failing_disk_stops_the_run_with_the_words_to_resume(tmp_path, monkeypatch):

@@ -127,11 +127,11 @@ def test_a_manifest_keeps_its_ids_types_and_other_columns(tmp_path):
 
 def test_a_csv_manifest_is_text_throughout(tmp_path):
     manifest = tmp_path / "m.csv"
-    manifest.write_text("path,id,accession\na.png,007,00123\n")
-    (item,) = items(manifest, tmp_path)
-    assert item.row_id == "007"
+    manifest.write_text("path,id,accession,ward\na.png,007,00123,NA\nb.png,NULL,nan,\n")
+    assert [i.row_id for i in items(manifest, tmp_path)] == ["007", "NULL"]
     table = pq.read_table(tmp_path / "work" / "list.parquet")
-    assert table["accession"].to_pylist() == ["00123"]
+    assert table["accession"].to_pylist() == ["00123", "nan"]
+    assert table["ward"].to_pylist() == ["NA", None]
 
 
 def test_without_ids_a_repeated_path_is_a_row_each_time(tmp_path):

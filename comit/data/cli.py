@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from comit.arguments import Output
+
 if TYPE_CHECKING:
     from comit.data.readers import Found, Row
 
@@ -30,7 +32,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         click.argument("folder", type=FOLDER),
         click.option(
             "--out",
-            type=click.Path(dir_okay=False, path_type=Path),
+            type=Output(dir_okay=False, path_type=Path),
             required=True,
             help="Parquet manifest to write; paths in it are relative to it.",
         ),
@@ -124,7 +126,7 @@ def collection(
 
 @data.command()
 @click.argument("manifests", nargs=-1, required=True, type=FILE)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
+@click.option("--out", type=Output(dir_okay=False, path_type=Path), required=True)
 def merge(manifests: tuple[Path, ...], out: Path) -> None:
     """Several manifests as one, each with its own split."""
     from comit.data.manifest import merge as join

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from comit.arguments import Output
+
 if TYPE_CHECKING:
     from comit.look.output import Made
 
@@ -18,7 +20,7 @@ IMAGES = click.option(
     type=PATH,
     help="The screened folder, or the manifest's [default: the one that the results name].",
 )
-OUT = click.option("--out", "-o", type=PATH, required=True)
+OUT = click.option("--out", "-o", type=Output(path_type=Path), required=True)
 BY = click.option(
     "--by",
     type=click.Choice(["score_unhealthy", "score_covid", "score_other", "disease_fraction"]),
