@@ -90,7 +90,7 @@ def latency(
 @engine_options
 @WIDTH
 @click.option("--batch-size", type=click.IntRange(1), help="Images at once [default: engine's].")
-@click.option("--workers", type=click.IntRange(1), help="Decoding processes.")
+@click.option("--workers", type=click.IntRange(1, 512), help="Decoding processes.")
 @click.option("--masks", type=click.Choice(["all", "flagged", "none"]), default="all")
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--seconds", default=2.0, show_default=True, help="For each stage alone.")

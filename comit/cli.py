@@ -117,7 +117,9 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Images at once [default: engine's].")
 @click.option(
-    "--workers", type=click.IntRange(1), help="Decoding processes [default: usable cores]."
+    "--workers",
+    type=click.IntRange(1, 512),
+    help="Decoding processes [default: usable cores, 32 at most].",
 )
 @click.option("--pattern", default="*", show_default=True, help="File names to take of a folder.")
 @click.option(
