@@ -159,8 +159,9 @@ def test_rows_are_those_of_the_cpu(
     assert report.warnings["padding"] and report.warnings["window_unusable"]
     assert {row["voi"] for row in rows.values()} >= {"window", "lut", "none"}
     # Samples reached the engine as they are stored; what is blank, it was the one to find.
-    kinds = {(p.dtype.str, p.is_rows) for p in seen}
-    assert kinds >= {("|u1", True), ("<u2", True), ("|u1", False), ("<u2", False), ("<i2", False)}
+    kinds = {(p.dtype.str, p.form) for p in seen}
+    rows_of, samples_of = (("|u1", "<u2"), ("|u1", "<u2", "<i2"))
+    assert kinds == {(d, "rows") for d in rows_of} | {(d, "samples") for d in samples_of}
     assert all(p.dtype != np.float32 for p in seen)
     assert len(seen) == report.screened + 2
 
@@ -230,10 +231,10 @@ class Uncaptured:
         images, masks = (
             Borrowed(x, x.data_ptr(), x.nbytes) for x in (self._images, self._found[1])
         )
-        self._screening = Screening(gpu, None, images, masks, half=dtype == torch.float16)
+        self.screening = Screening(gpu, None, images, masks, half=dtype == torch.float16)
 
     def screen(self, pictures: Pictures) -> Any:
-        return self._screening.screen(pictures, self._start, self._found[0].numpy())
+        return self.screening.screen(pictures, self._start, self._found[0].numpy())
 
     def _start(self) -> None:
         with torch.inference_mode():
