@@ -75,6 +75,16 @@ def test_lossless_formats_agree_to_the_bit_and_lossy_ones_nearly(
     assert "16-bit JPEG 2000 (other values)" in note
 
 
+def test_a_lossy_format_may_not_be_off_by_a_block(device: Any) -> None:
+    def shifted(data: bytes, found: NDArray[Any]) -> NDArray[Any]:
+        changed = found.copy()
+        changed[96:104, 136:144] -= max(1, int(found.max()) // 255)
+        return changed
+
+    formats, note = trusted(device, shifted)
+    assert not formats and note.count("(other values)") == len(FORMATS)
+
+
 def test_what_gives_nothing_or_scales_values_or_hides_a_cut_is_not_trusted(device: Any) -> None:
     formats, note = trusted(device, lambda data, found: None if found.dtype == np.uint8 else found)
     assert formats == {name for name in FORMATS if name.startswith("16")}

@@ -472,15 +472,18 @@ def test_several_gpus_take_the_formats_that_all_are_trusted_with(
 
 @pytest.mark.real
 def test_rows_of_real_files_are_those_of_the_cpu(
-    shared: Path, tiny_model: Path, tmp_path: Path
+    shared: Path, tiny_model: Path, tmp_path: Path, opened: list[Any]
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
-    for where, every in (("dicom", 9), ("cxr/images", 30)):
+    for where, every in (("dicom", 9), ("dicom/radiographs", 5), ("cxr/images", 30)):
         files = sorted(p for p in (shared / where).rglob("*") if p.is_file())
-        for i, path in enumerate(files[::every]):
+        for i, path in enumerate(files[::every], every * 1000):
             shutil.copy(path, folder / f"{i}-{path.name}")
     _, cpu = on_cpu(folder, tmp_path / "cpu.parquet", tiny_model)
     _, gpu = on_gpu(folder, tmp_path / "gpu.parquet", tiny_model)
     agree(gpu, cpu)
     assert sum(row["status"] == "ok" for row in gpu.values()) > 25
+    assert (
+        sum(decoder.decoded for decoder in opened) >= CHECKED + len(plain_frames(folder)) > CHECKED
+    )
