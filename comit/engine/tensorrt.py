@@ -122,12 +122,8 @@ class TensorRtEngine(Engine):
 
     def open_decoder(self) -> None:
         """See :meth:`Engine.open_decoder`."""
-        lanes = [self._lanes.get() for _ in range(self.lanes)]
-        with self._gpu.current():
-            self.formats, notes = open_decoders([lane.screening for lane in lanes])
+        self.formats, notes = open_decoders(self._gpu, self._lanes, self.lanes)
         self.notes = (*self.notes, *notes)
-        for lane in lanes:
-            self._lanes.put(lane)
 
     def screen(self, pictures: Pictures) -> Screened:
         """See :meth:`Engine.screen`."""

@@ -136,14 +136,9 @@ class TorchEngine(Engine):
 
     def open_decoder(self) -> None:
         """See :meth:`Engine.open_decoder`."""
-        if self._gpu is None:
-            return
-        lanes = [self._captured.get() for _ in range(self.lanes)]
-        with self._gpu.current():
-            self.formats, notes = open_decoders([lane.screening for lane in lanes])
-        self.notes = (*self.notes, *notes)
-        for lane in lanes:
-            self._captured.put(lane)
+        if self._gpu is not None:
+            self.formats, notes = open_decoders(self._gpu, self._captured, self.lanes)
+            self.notes = (*self.notes, *notes)
 
     def screen(self, pictures: Pictures) -> Screened:
         """See :meth:`Engine.screen`."""

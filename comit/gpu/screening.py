@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -43,17 +44,25 @@ class Screening:
         return Screened(outcomes, scores[:n].copy(), self._lengths.finish(self.stream))
 
 
-def open_decoders(lanes: Sequence[Screening]) -> tuple[frozenset[str], tuple[str, ...]]:
+def open_decoders(
+    gpu: Device, free: SimpleQueue[Any], lanes: int
+) -> tuple[frozenset[str], tuple[str, ...]]:
     """A decoder of compressed frames for each lane; the formats to give them, and notes.
 
-    A format is one of :data:`comit.decode.compressed.FORMATS` that the first of them decodes as
-    the CPU does.
+    ``free`` holds the lanes, all idle, each with its ``screening``. The formats are those of
+    :data:`comit.decode.compressed.FORMATS` that the first decoder decodes as the CPU does.
     """
-    opened = [lane.open_decoder() for lane in lanes]
-    if opened[0] is None or None in opened:
-        return frozenset(), ()
-    formats, note = opened[0].trusted(lanes[0].stream)
-    return formats, (note,) if note else ()
+    taken = [free.get() for _ in range(lanes)]
+    try:
+        with gpu.current():
+            opened = [lane.screening.open_decoder() for lane in taken]
+            if None in opened:
+                return frozenset(), ()
+            formats, note = opened[0].trusted(taken[0].screening.stream)
+            return formats, (note,) if note else ()
+    finally:
+        for lane in taken:
+            free.put(lane)
 
 
 def in_halves(screen: Callable[[Pictures], Screened], pictures: Pictures) -> Screened:
