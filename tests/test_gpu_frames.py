@@ -190,6 +190,8 @@ def test_nvimagecodec_rejects_what_is_not_the_picture_expected(nvimagecodec: Any
         other._replace(data=other.data[:60]),
         other,
     ]
+    # Before memory is taken: the size that this library reads in the header, not only comit.
+    assert [nvimagecodec._parse(frame) is not None for frame in batch[:4]] == [True, *[False] * 3]
     found = nvimagecodec.decode(batch, None)
     assert [memory is not None for memory in found] == [True, *[False] * 5, True]
     assert nvimagecodec.decode([], None) == []
