@@ -10,10 +10,10 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,13 +32,17 @@ from comit.errors import ComitError, ItemError
 from comit.export.parity import TOLERANCES, compare, phantoms
 from comit.export.to_onnx import load_network, to_bytes
 from comit.gpu.batch import Pictures, Source, takes
-from comit.gpu.device import Device, open_device
+from comit.gpu.device import Decoder, Device, open_device
+from comit.gpu.frames import Frames
 from comit.gpu.preprocess import Preprocessor
 from comit.gpu.runs import RunLengths
 from comit.model.network import COMiTNet, NetworkConfig, pool_positions, unpool
 from comit.preprocess import Presentation, Window, preprocess
 
 Row = dict[str, Any]
+UNCOMPRESSED = (Kind("png"), Kind("dcm", 12))
+# What a GPU may decode: baseline, lossless, JPEG 2000.
+COMPRESSED = (Kind("jpg"), Kind("dcm", 12, codec="jpeg"), Kind("dcm", 12, codec="jpeg2000"))
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class Suite:
         self.parts: dict[str, Callable[[list[Row]], None]] = {
             "ceilings": self.ceilings,
             "kernel parity": self.kernel_parity,
+            "frame parity": self.frame_parity,
             "engine parity": self.engine_parity,
             "torch variants": self.torch_variants,
             "engine latency": self.latency,
@@ -161,6 +166,15 @@ class Suite:
                 rows.append({"what": f"preprocessing, {what}", "kernels by": gpu.by}
                             | preprocessing_parity(gpu, images, stream))  # fmt: skip
             rows.append({"what": "run lengths", "kernels by": gpu.by} | runs_parity(gpu, stream))
+
+    def frame_parity(self, rows: list[Row]) -> None:
+        """Drawings of every compressed format, decoded on the GPU and by the CPU."""
+        gpu = open_kernels(self.settings.device)
+        with gpu.current():
+            decoder = gpu.decoder()
+            if decoder is None:
+                raise Absent("nvImageCodec is not here, or finds no decoder")
+            rows += frames_parity(gpu, decoder, gpu.stream())
 
     def engine_parity(self, rows: list[Row]) -> None:
         """Scores and masks of every engine beside PyTorch in float32, on the bundled model."""
@@ -275,39 +289,41 @@ class Suite:
         from comit.screen import Options
 
         self._need_device()
-        for kind in (Kind("png"), Kind("dcm", 12), Kind("dcm", 12, codec="jpeg")):
-            for engine in ("tensorrt", "onnxruntime", "torch"):
-                row: Row = {"files": f"{kind.codec} {kind.suffix}", "engine": engine}
-                rows.append(row)
-                with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
-                    self._draw(Path(folder), kind)
-                    options = Options(engine=engine, device=self.settings.device)
-                    try:
-                        found = throughput(Path(folder), options, self.settings.seconds)
-                    except ComitError as error:
-                        row["why not"] = str(error)
-                        continue
-                row |= {
-                    "precision": found.engine["precision"],
-                    "takes samples": found.engine["takes_samples"],
-                    "screened": found.images,
-                    "images/s": found.images_per_second["median"],
-                    "steady": found.steady["median"],
-                    "engine alone": found.engine_rate,
-                    "efficiency": found.efficiency["median"],
-                    "bottleneck": found.bottleneck,
-                }
+        for kind, engine, decoder in ways():
+            row: Row = {"files": f"{kind.codec} {kind.suffix}", "engine": engine}
+            rows.append(row)
+            options = Options(engine=engine, device=self.settings.device, decoder=decoder)
+            with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
+                self._draw(Path(folder), kind)
+                try:
+                    found = throughput(Path(folder), options, self.settings.seconds)
+                except ComitError as error:
+                    row["why not"] = str(error)
+                    continue
+            row |= {
+                "precision": found.engine["precision"],
+                "takes samples": found.engine["takes_samples"],
+                "decoder": decoder,
+                "formats it takes": len(found.engine["formats"]),
+                "screened": found.images,
+                "images/s": found.images_per_second["median"],
+                "steady": found.steady["median"],
+                "engine alone": found.engine_rate,
+                "efficiency": found.efficiency["median"],
+                "bottleneck": found.bottleneck,
+            }
 
     def _draw(self, folder: Path, kind: Kind) -> None:
-        """``screened`` files of one kind: four pictures, each under many names."""
+        """``screened`` files of one kind (compressed: a quarter): four pictures, many names."""
         import cv2
 
-        height, width = (1024, 1024) if kind.suffix == "png" else (2500, 2048)
+        height, width = (2500, 2048) if kind.suffix == "dcm" else (1024, 1024)
         size = round(width * self.settings.side), round(height * self.settings.side)
         for number in range(4):
             picture = cv2.resize(draw("chest", np.random.default_rng(number)), size)
             path = store(folder, np.clip(picture, 0, 1).astype(np.float32), kind, 0, number)
-            for copy in range(number + 4, self.settings.screened, 4):
+            count = self.settings.screened // (4 if kind in COMPRESSED else 1)
+            for copy in range(number + 4, count, 4):
                 path.with_name(f"{copy}{path.suffix}").hardlink_to(path)
 
     def unpooling(self, rows: list[Row]) -> None:
@@ -435,6 +451,17 @@ class Suite:
             raise Absent("needs a GPU")
 
 
+def ways() -> Iterator[tuple[Kind, str, Literal["auto", "cpu"]]]:
+    """Kinds of files, engine and decoder of the whole pipeline's runs."""
+    for kind in UNCOMPRESSED:
+        for engine in ("tensorrt", "onnxruntime", "torch"):
+            yield kind, engine, "auto"
+    for kind in COMPRESSED:
+        for engine in ("tensorrt", "torch"):
+            yield kind, engine, "auto"
+            yield kind, engine, "cpu"
+
+
 def wall(repeat: int, work: Callable[..., Any], *given: Any) -> float:
     """Median seconds of a call that returns when it is done."""
     taken = []
@@ -497,6 +524,15 @@ def preprocessing_parity(
                 expected = preprocess(samples, presentation).pixels
                 worst = max(worst, float(np.abs(pixels - expected).max()))
     return {"images": len(images), "difference": worst, "ok": worst <= 1e-3}
+
+
+def frames_parity(gpu: Device, decoder: Decoder, stream: Any) -> list[Row]:
+    """For each compressed format, why the decoder is not to be trusted with it, if so."""
+    doubts = Frames(gpu, decoder).doubts(stream)
+    return [
+        {"format": name, "by": decoder.by, "said": doubt or "as the CPU", "ok": not doubt}
+        for name, doubt in doubts.items()
+    ]
 
 
 def runs_parity(gpu: Device, stream: Any) -> Row:

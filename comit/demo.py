@@ -378,7 +378,9 @@ def write_dicom(path: Path, stored: Stored, kind: Kind, seed: int, number: int) 
             )
         elif kind.codec == "jpeg":
             ds.file_meta.TransferSyntaxUID = uid.JPEGLosslessSV1
-            stream = imagecodecs.ljpeg_encode(values, bitspersample=kind.bits)
+            stream = imagecodecs.jpeg8_encode(
+                values, lossless=True, predictor=1, bitspersample=kind.bits
+            )
         else:
             ds.file_meta.TransferSyntaxUID = uid.JPEGLSLossless
             stream = imagecodecs.jpegls_encode(values)

@@ -22,7 +22,7 @@ from selectors import EVENT_READ, DefaultSelector
 import numpy as np
 
 from comit.decode import Limits, ViewPolicy
-from comit.decode.worker import AHEAD, SLOT, Done, Need
+from comit.decode.worker import AHEAD, SLOT, Done, Need, Task
 from comit.errors import ComitError, Stopped
 from comit.gpu.batch import Source
 from comit.preprocess import SIZE
@@ -61,7 +61,7 @@ class _Worker:
                     **ENVIRONMENT,
                 },
             )
-        self.queue: deque[tuple[int, bytes]] = deque()  # the first one is being decoded
+        self.queue: deque[Task] = deque()  # the first one is being decoded
         self.finished = 0
         self.block: Block | None = None  # for an item that its slot cannot hold
         self.wants: int | None = None  # bytes asked for and not granted yet
@@ -90,7 +90,6 @@ class Pool:
         policy: ViewPolicy = "tagged",
     ) -> None:
         self._limits, self._timeout, self._policy = limits, timeout, policy
-        self._raw = False
         own = AHEAD * SLOT
         self._ring = Ring(ring_bytes, reserved=workers * own)
         self._waiting: deque[_Worker] = deque()  # for memory, first come first served
@@ -117,18 +116,15 @@ class Pool:
         self._selector.close()
         self._ring.close()
 
-    def run(
-        self, items: Iterable[tuple[int, bytes]], raw: bool = False
-    ) -> Iterator[tuple[Done, Source | None]]:
-        """Decodes files (index, path) and yields them as they finish, in no fixed order.
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Done, Source | None]]:
+        """Decodes files and yields them as they finish, in no fixed order.
 
         With every :class:`Done` that has no reason comes a view into the ring, valid until the
-        next one is asked for: (224, 224) float32 pixels, or where ``raw`` asks for them and the
-        GPU's kernels take them, samples as they are stored.
+        next one is asked for: (224, 224) float32 pixels, or where the task asks for them and the
+        GPU takes them, samples as they are stored or a compressed frame.
         """
-        self._raw = raw
-        source = iter(items)
-        again: deque[tuple[int, bytes]] = deque()
+        source = iter(tasks)
+        again: deque[Task] = deque()
         while self._feed(source, again):
             arrived = [key.data for key, _ in self._selector.select(TICK)]
             now = time.monotonic()
@@ -161,20 +157,20 @@ class Pool:
         self._selector.register(worker.pipe, EVENT_READ, worker)
         return worker
 
-    def _feed(self, source: Iterator[tuple[int, bytes]], again: deque[tuple[int, bytes]]) -> bool:
+    def _feed(self, source: Iterator[Task], again: deque[Task]) -> bool:
         """Gives every worker something to do; false once everything has been done."""
         for depth in range(AHEAD):
             for worker in self._workers:
                 if len(worker.queue) > depth:
                     continue
-                item = again.popleft() if again else next(source, None)
-                if item is None:
+                task = again.popleft() if again else next(source, None)
+                if task is None:
                     break
                 if not worker.queue:
                     worker.since = time.monotonic()
-                worker.queue.append(item)
+                worker.queue.append(task)
                 with suppress(OSError):  # it has died: its pipe says so when it is read
-                    worker.pipe.send((*item, self._raw))
+                    worker.pipe.send(task)
         return any(worker.queue for worker in self._workers)
 
     def _is_late(self, worker: _Worker, now: float) -> bool:
@@ -218,7 +214,7 @@ class Pool:
             worker.block = None
 
     def _replace(
-        self, worker: _Worker, again: deque[tuple[int, bytes]], reason: Fail
+        self, worker: _Worker, again: deque[Task], reason: Fail
     ) -> Iterator[tuple[Done, None]]:
         """Puts a new process in the place of a dead or late one; its first item is lost."""
         self._selector.unregister(worker.pipe)
@@ -233,7 +229,7 @@ class Pool:
             self._waiting.remove(worker)
         self._workers[self._workers.index(worker)] = self._start(worker.slots)
         if worker.queue:
-            index, _ = worker.queue.popleft()
+            lost = worker.queue.popleft()
             again.extend(worker.queue)
-            yield Done(index, str(reason)), None
+            yield Done(lost.item, str(reason)), None
         self._grant()

@@ -4,7 +4,8 @@ source --> decode + preprocess --> engine --> postprocess --> sink
 items      processes, ahead        lanes      rows            parts, then one file
 
 An engine on a GPU may preprocess itself: then the processes decode alone, and what goes through
-shared memory to the lanes are samples as they are stored.
+shared memory to the lanes are samples as they are stored, or compressed frames where it decodes
+those too; one that it rejects is decoded by a process after all.
 
 Pool        decodes into shared memory, in bounded bytes      comit.pool
 Lanes       threads that keep the engine busy                 comit.lanes
@@ -17,11 +18,11 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from comit import __version__, preprocess_version
 from comit.card import BUNDLED, OperatingPoint, read_card
@@ -33,7 +34,7 @@ from comit.results import SCHEMA_VERSION, UIDS
 
 if TYPE_CHECKING:
     from comit.decode import ViewPolicy
-    from comit.decode.worker import Done
+    from comit.decode.worker import Done, Task
     from comit.engine.base import Engine
     from comit.lanes import Lanes, Masks
     from comit.merge import Tally
@@ -49,6 +50,7 @@ class Options:
     device: str = "auto"  # cpu, cuda:0, cuda:0,cuda:1
     precision: str = "auto"  # fp32, bf16, fp16; auto is the fastest the device computes well
     batch_size: int | None = None  # images; None is the engine's own choice
+    decoder: Literal["auto", "cpu"] = "auto"  # of JPEG and JPEG 2000; auto: on a GPU where it can
     workers: int | None = None  # decoding processes; None is the usable cores, 32 at most
     pattern: str = "*"  # file names to take from a folder
     root: Path | None = None  # where a manifest's paths begin, and what they may not leave
@@ -153,6 +155,8 @@ def screen(
             batch_size=options.batch_size,
             progress=lambda line: console.line(line, "engine"),
         )
+        if options.decoder == "auto":
+            engine.open_decoder()
         settings |= {"engine": engine.name, "precision": engine.precision}
         sink.freeze(settings, metadata(card.name, settings))
         started = time.perf_counter()
@@ -161,10 +165,12 @@ def screen(
             console.progress("screening", sink.items) as lanes.on_rows,
             Metrics(options.metrics_file, sink, lanes, pool) as metrics,
         ):
-            items = unproblematic(sink, lanes, stop)
-            for done, image in pool.run(items, raw=engine.takes_samples):
-                lanes.add(anonymous(done, names), image)
-            lanes.flush()
+            tasks: Iterable[Task] = unproblematic(sink, lanes, stop, engine)
+            while tasks:
+                for done, image in pool.run(tasks):
+                    lanes.add(anonymous(done, names), image)
+                lanes.flush()
+                tasks = [] if stop.is_set() else [*lanes.rejected()]
             stack.close()  # the decoders' memory is free for merging
         seconds = time.perf_counter() - started
         if stop.is_set():
@@ -175,21 +181,24 @@ def screen(
         return report(sink, tally, lanes, engine, settings, seconds, stages)
 
 
-def unproblematic(sink: Sink, lanes: Lanes, stop: threading.Event) -> Iterator[tuple[int, bytes]]:
-    """Index and file of every item still to do; those with a known problem get their row here."""
-    from comit.decode.worker import Done
+def unproblematic(
+    sink: Sink, lanes: Lanes, stop: threading.Event, engine: Engine
+) -> Iterator[Task]:
+    """Every item still to do; those with a known problem get their row here."""
+    from comit.decode.worker import Done, Task
 
     shown = 0
     for index, item in sink.todo():
         if stop.is_set():
             return
+        yield from lanes.rejected()
         if sink.done > shown:  # rows of an earlier run
             lanes.on_rows(sink.done - shown)
             shown = sink.done
         if item.problem is not None:
             lanes.add(Done(index, str(item.problem)), None)
         else:
-            yield index, item.file
+            yield Task(index, item.file, engine.takes_samples, engine.formats)
 
 
 def operating_point(points: dict[str, OperatingPoint], options: Options) -> OperatingPoint | None:
@@ -294,6 +303,7 @@ def report(
             "batch_size": engine.batch_size,
             "lanes": engine.lanes,
             "takes_samples": engine.takes_samples,
+            "formats": sorted(engine.formats),
         },
         settings=settings,
         notes=list(getattr(engine, "notes", [])),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from comit.decode import Limits, open_image
+from comit.decode.worker import Task
 from comit.errors import Stopped
 from comit.pool import Pool
 from comit.preprocess import preprocess
@@ -33,9 +34,13 @@ def pool(workers=2, ring_bytes=2**24, timeout=30.0):
     return Pool(workers, ring_bytes, Limits(), timeout)
 
 
+def tasks(files):
+    return (Task(i, file) for i, file in enumerate(files))
+
+
 def test_pixels_are_those_of_decoding_and_preprocessing_in_this_process(pictures):
     with pool() as decoders:
-        seen = {d.item: p.copy() for d, p in decoders.run(enumerate(pictures))}
+        seen = {d.item: p.copy() for d, p in decoders.run(tasks(pictures))}
     assert sorted(seen) == list(range(len(pictures)))
     for i, path in enumerate(pictures):
         image = open_image(Path(os.fsdecode(path)).read_bytes())
@@ -51,7 +56,7 @@ def test_a_problem_is_a_reason_and_not_an_exception(pictures, tmp_path):
     with pool() as decoders:
         reasons = {
             files[d.item]: d.reason
-            for d, _ in decoders.run((i, os.fsencode(tmp_path / f)) for i, f in enumerate(files))
+            for d, _ in decoders.run(tasks(os.fsencode(tmp_path / f) for f in files))
         }
     assert reasons == {
         "empty.png": "empty",
@@ -66,7 +71,7 @@ def test_a_killed_process_costs_the_item_in_hand_and_no_other(pictures):
     work = pictures * 10
     with pool() as decoders:
         results = {}
-        for done, pixels in decoders.run(enumerate(work)):
+        for done, pixels in decoders.run(tasks(work)):
             results[done.item] = done.reason
             assert (pixels is None) == (done.reason is not None)
             if len(results) == 20:
@@ -80,7 +85,7 @@ def test_a_process_that_hangs_is_replaced_after_the_time_limit(pictures):
     work = pictures * 3
     with pool(timeout=0.5) as decoders:
         results = {}
-        for done, _ in decoders.run(enumerate(work)):
+        for done, _ in decoders.run(tasks(work)):
             results[done.item] = done.reason
             if len(results) == 5:
                 os.kill(decoders._workers[1].process.pid, signal.SIGSTOP)
@@ -106,12 +111,12 @@ def test_a_process_that_cannot_be_started_stops_the_run_and_leaves_none(monkeypa
 
 def test_an_image_larger_than_the_ring_fails_alone(pictures):
     with pool(ring_bytes=1_300_000) as decoders:
-        reasons = {d.item: d.reason for d, _ in decoders.run(enumerate(pictures))}
+        reasons = {d.item: d.reason for d, _ in decoders.run(tasks(pictures))}
     assert {i for i, reason in reasons.items() if reason == "too_large"} == {10, 11}
     assert [reasons[i] for i in range(10)] == [None] * 10  # 9 has 1740 x 700 pixels
 
 
 def test_a_small_ring_is_shared_in_turn(pictures):
     with pool(workers=3, ring_bytes=1_450_000) as decoders:  # one of the large ones at a time
-        done = [d for d, p in decoders.run(enumerate(pictures)) if p is not None]
+        done = [d for d, p in decoders.run(tasks(pictures)) if p is not None]
     assert len(done) == len(pictures)

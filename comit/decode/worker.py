@@ -4,10 +4,11 @@ Started by :mod:`comit.pool`. It owns nothing that outlives it:
 files are opened for reading, memory is granted by the parent, so it may be killed at any time.
 
     parent                          worker
-      (index, file, raw)   ->         reads and opens the file
+      Task(item, file)     ->         reads and opens the file
                            <-       Need(bytes)     only for what its slot cannot hold
       offset in the ring   ->         decodes and preprocesses into the ring; for an engine that
-                           <-       Done(item, ...)     preprocesses itself (raw) decodes alone
+                           <-       Done(item, ...)     preprocesses itself (raw) decodes alone,
+                                      or leaves compressed what that decodes itself (formats)
 
 It has two slots of the ring to itself, used in turn: what is decoded ahead lies in one while the
 parent takes the pixels out of the other.
@@ -32,13 +33,22 @@ from imagecodecs import deflate_crc32
 
 from comit.decode import Image, Limits, ViewPolicy, open_image
 from comit.errors import ItemError
-from comit.gpu.batch import Rows, Source, takes
+from comit.gpu.batch import Form, Frame, Rows, Source, takes
 from comit.preprocess import SIZE, Presentation, preprocess
 from comit.reasons import Caution, Fail, Skip
 from comit.source import microseconds
 
 AHEAD = 2  # items a process has at once: the next waits in its pipe while it decodes
 SLOT = 2**20  # bytes of a slot: 1024 x 1024 of 8 bits; a grid takes 200,704
+
+
+class Task(NamedTuple):
+    """One file to open, and how far to go with it."""
+
+    item: int  # its index in the work list
+    file: bytes
+    raw: bool = False  # not preprocessed, where the GPU's kernels take it
+    formats: frozenset[str] = frozenset()  # not decoded either, where it is in one of these
 
 
 class Need(NamedTuple):
@@ -48,21 +58,26 @@ class Need(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Samples that an item left at the beginning of its slot or block."""
+    """What an item that stays raw left at the beginning of its slot or block."""
 
     shape: tuple[int, int]
     dtype: str
-    is_rows: bool  # a PNG's scanlines, inflated and no more
+    form: Form  # rows are a PNG's scanlines, inflated and no more; frames are compressed
     presentation: Presentation
+    nbytes: int = 0  # of a frame
+    fill: int | None = None  # of a frame, see comit.decode.compressed.Compressed
 
     def at(self, memory: mmap.mmap, offset: int) -> Source:
         """A view of them."""
-        if not self.is_rows:
-            return np.ndarray(self.shape, self.dtype, memory, offset)
-        height, width = self.shape
         dtype = np.dtype(self.dtype)
-        lines = np.ndarray((height, 1 + width * dtype.itemsize), np.uint8, memory, offset)
-        return Rows(lines, dtype)
+        if self.form == "frame":
+            data = np.ndarray((self.nbytes,), np.uint8, memory, offset)
+            return Frame(data, self.shape, dtype, self.fill)
+        if self.form == "rows":
+            height, width = self.shape
+            lines = np.ndarray((height, 1 + width * dtype.itemsize), np.uint8, memory, offset)
+            return Rows(lines, dtype)
+        return np.ndarray(self.shape, dtype, memory, offset)
 
 
 class Done(NamedTuple):
@@ -83,6 +98,7 @@ class Done(NamedTuple):
     file_crc32: int | None = None
     seconds: float = 0.0  # of this process: reading, decoding, preprocessing
     stored: Stored | None = None  # None is the pixels of the grid, (224, 224) float32
+    file: bytes = b""  # of a compressed frame, to be opened anew if the GPU rejects that
 
 
 def main() -> None:
@@ -100,26 +116,26 @@ def main() -> None:
         connection.send(None)  # ready
         parent = Parent(connection, memory, slots)
         while True:
-            index, file, raw = parent.next_item()
-            connection.send(_process(index, file, raw, Limits(**limits), policy, parent))
+            task = parent.next_task()
+            connection.send(_process(task, Limits(**limits), policy, parent))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
 
 
 class Parent:
-    """The other end of the pipe; items that arrive ahead of a grant are kept for later."""
+    """The other end of the pipe; tasks that arrive ahead of a grant are kept for later."""
 
     def __init__(self, connection: Connection, memory: mmap.mmap, slots: int) -> None:
         self.connection, self.memory, self.slots = connection, memory, slots
-        self.items: deque[tuple[int, bytes, bool]] = deque()
+        self.tasks: deque[Task] = deque()
         self.taken = -1
         self.waited = 0.0  # seconds, for memory of the item in hand
 
-    def next_item(self) -> tuple[int, bytes, bool]:
-        """Index and file of the next item, in the order they were sent, and if it stays raw."""
+    def next_task(self) -> Task:
+        """The next one, in the order they were sent."""
         self.taken += 1
         self.waited = 0.0
-        return self.items.popleft() if self.items else self.connection.recv()
+        return self.tasks.popleft() if self.tasks else self.connection.recv()
 
     def place(self, nbytes: int) -> int:
         """The offset of memory for an item: its slot, or a block of the ring, waited for.
@@ -130,17 +146,15 @@ class Parent:
             return self.slots + self.taken % AHEAD * SLOT
         asked = time.perf_counter()
         self.connection.send(Need(nbytes))
-        while isinstance(message := self.connection.recv(), tuple):
-            self.items.append(message)
+        while isinstance(message := self.connection.recv(), Task):
+            self.tasks.append(message)
         self.waited += time.perf_counter() - asked
         if message is None:
             raise ItemError(Fail.TOO_LARGE)
         return int(message)
 
 
-def _process(
-    index: int, file: bytes, raw: bool, limits: Limits, policy: ViewPolicy, parent: Parent
-) -> Done:
+def _process(task: Task, limits: Limits, policy: ViewPolicy, parent: Parent) -> Done:
     started = time.perf_counter()
     contents = Contents()
     image: Image | None = None
@@ -149,13 +163,14 @@ def _process(
     found: tuple[Caution, ...] = ()
     stored: Stored | None = None
     try:
-        contents = read_file(file, limits.file_bytes)
+        contents = read_file(task.file, limits.file_bytes)
         image = open_image(contents.data, limits, policy)
         if image.skip is not None:
             reason = image.skip
         else:
-            if raw and takes((image.height, image.width), image.dtype, image.presentation):
-                stored = _store(image, contents.data, parent)
+            shape = (image.height, image.width)
+            if task.raw and takes(shape, image.dtype, image.presentation):
+                stored = _store(image, contents.data, task.formats, parent)
             else:
                 voi, found = _store_pixels(image, parent)
     except ItemError as error:
@@ -163,7 +178,7 @@ def _process(
     except Exception:  # a decoder's own error or no memory; its text may hold header values
         reason = Fail.CRASH
     done = Done(
-        index,
+        task.item,
         reason and str(reason),
         file_size=contents.size,
         file_mtime=contents.mtime,
@@ -182,6 +197,7 @@ def _process(
         series_instance_uid=image.series_instance_uid,
         study_instance_uid=image.study_instance_uid,
         stored=stored,
+        file=task.file if stored and stored.form == "frame" else b"",
     )
 
 
@@ -194,21 +210,26 @@ def _store_pixels(image: Image, parent: Parent) -> tuple[str, tuple[Caution, ...
     return voi, found
 
 
-def _store(image: Image, data: bytes, parent: Parent) -> Stored:
-    """Puts samples into the ring as they are, of a PNG its scanlines."""
+def _store(image: Image, data: bytes, formats: frozenset[str], parent: Parent) -> Stored:
+    """Puts samples into the ring as they are; of a PNG its scanlines, of ``formats`` the frame."""
     from comit.gpu.png import read_rows
 
-    shape = (image.height, image.width)
+    shape, dtype, shown = (image.height, image.width), image.dtype.str, image.presentation
+    frame = image.compressed() if formats else None
+    if frame is not None and frame.format in formats:
+        offset = parent.place(len(frame.data))
+        parent.memory[offset : offset + len(frame.data)] = frame.data
+        return Stored(shape, dtype, "frame", shown, len(frame.data), frame.fill)
     rows = read_rows(data)
     if rows is not None:
         offset = parent.place(rows.data.nbytes)
         np.ndarray(rows.data.shape, np.uint8, parent.memory, offset)[...] = rows.data
-    else:
-        offset = parent.place(image.height * image.width * image.dtype.itemsize)
-        samples = image.samples(parent.memory, offset)
-        if image.in_place:
-            np.ndarray(shape, image.dtype, parent.memory, offset)[...] = samples
-    return Stored(shape, image.dtype.str, rows is not None, image.presentation)
+        return Stored(shape, dtype, "rows", shown)
+    offset = parent.place(image.height * image.width * image.dtype.itemsize)
+    samples = image.samples(parent.memory, offset)
+    if image.in_place:
+        np.ndarray(shape, image.dtype, parent.memory, offset)[...] = samples
+    return Stored(shape, dtype, "samples", shown)
 
 
 class Contents(NamedTuple):

@@ -26,12 +26,15 @@ class Several(Engine):
         self.batch_size = min(e.batch_size for e in engines)
         self.lanes = sum(e.lanes for e in engines)
         self.takes_samples = all(e.takes_samples for e in engines)
-        self.notes = tuple(f"{e.device}: {note}" for e in engines for note in e.notes)
+        self._gather_notes()
         self._free: SimpleQueue[Engine] = SimpleQueue()
         for lane in range(max(e.lanes for e in engines)):  # in turn: the first batches go apart
             for engine in engines:
                 if lane < engine.lanes:
                     self._free.put(engine)
+
+    def _gather_notes(self) -> None:
+        self.notes = tuple(f"{e.device}: {note}" for e in self._engines for note in e.notes)
 
     @contextmanager
     def _one(self) -> Iterator[Engine]:
@@ -50,6 +53,13 @@ class Several(Engine):
     def pictures(self) -> Pictures:
         """See :meth:`Engine.pictures`; page-locked for one, such memory is so for all."""
         return self._engines[0].pictures()
+
+    def open_decoder(self) -> None:
+        """Opens that of each; :attr:`formats` are those of all."""
+        for engine in self._engines:
+            engine.open_decoder()
+        self.formats = frozenset.intersection(*(e.formats for e in self._engines))
+        self._gather_notes()
 
     def screen(self, pictures: Pictures) -> Screened:
         """See :meth:`Engine.screen`."""

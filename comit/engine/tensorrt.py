@@ -22,7 +22,7 @@ from comit.export import to_tensorrt
 from comit.export.to_tensorrt import SMALL, Options
 from comit.gpu.batch import Pictures
 from comit.gpu.device import Device, open_device
-from comit.gpu.screening import Screening, in_halves
+from comit.gpu.screening import Screening, in_halves, open_decoders
 
 BATCH = 64
 LANES = 2  # execution contexts: copies of one overlap the other's arithmetic
@@ -120,6 +120,11 @@ class TensorRtEngine(Engine):
         """See :meth:`Engine.pictures`."""
         return self._gpu.pictures()
 
+    def open_decoder(self) -> None:
+        """See :meth:`Engine.open_decoder`."""
+        self.formats, notes = open_decoders(self._gpu, self._lanes, self.lanes)
+        self.notes = (*self.notes, *notes)
+
     def screen(self, pictures: Pictures) -> Screened:
         """See :meth:`Engine.screen`."""
         if not 1 <= len(pictures) <= self.batch_size:
@@ -171,7 +176,7 @@ class _Lane:
         # What a batch leaves unfilled is computed too: it must be numbers.
         gpu.clear(self._memory["images"], self.images.nbytes, self._stream)
         images, masks = self._memory["images"], self._memory["masks"]
-        self._screening = Screening(gpu, self._stream, images, masks, dtype == np.float16)
+        self.screening = Screening(gpu, self._stream, images, masks, dtype == np.float16)
 
     def _array(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -187,7 +192,7 @@ class _Lane:
 
     def screen(self, pictures: Pictures) -> Screened:
         """Preprocessing, engine and run lengths on one stream."""
-        return self._screening.screen(pictures, self._start, self.scores)
+        return self.screening.screen(pictures, self._start, self.scores)
 
     def _start(self) -> None:
         """The engine, and its scores on their way to the host."""

@@ -27,7 +27,7 @@ from comit.export.graph import Graph
 from comit.export.to_onnx import load_network
 from comit.gpu.batch import Pictures
 from comit.gpu.device import Borrowed, Device, open_device
-from comit.gpu.screening import Screening, in_halves
+from comit.gpu.screening import Screening, in_halves, open_decoders
 from comit.model.network import fold_batch_norm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -133,6 +133,12 @@ class TorchEngine(Engine):
         if self._gpu is None:
             return super().pictures()
         return self._gpu.pictures()
+
+    def open_decoder(self) -> None:
+        """See :meth:`Engine.open_decoder`."""
+        if self._gpu is not None:
+            self.formats, notes = open_decoders(self._gpu, self._captured, self.lanes)
+            self.notes = (*self.notes, *notes)
 
     def screen(self, pictures: Pictures) -> Screened:
         """See :meth:`Engine.screen`."""
@@ -250,7 +256,7 @@ class Captured:
         self._host = [torch.empty_like(x, device="cpu", pin_memory=True) for x in self._found]
         if gpu is not None:
             images, found = (Borrowed(x, x.data_ptr(), x.nbytes) for x in (self._images, masks))
-            self._screening = Screening(gpu, stream, images, found, dtype == torch.float16)
+            self.screening = Screening(gpu, stream, images, found, dtype == torch.float16)
 
     def run(self, batch: torch.Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
         """(batch size, 1, 224, 224) float32 on the host to scores and masks there."""
@@ -266,7 +272,7 @@ class Captured:
 
     def screen(self, pictures: Pictures) -> Screened:
         """Preprocessing, network and run lengths on one stream."""
-        return self._screening.screen(pictures, self._start, self._host[0].numpy())
+        return self.screening.screen(pictures, self._start, self._host[0].numpy())
 
     def _start(self) -> None:
         """The network, and its scores on their way to the host."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,17 +69,35 @@ class Rows(NamedTuple):
         return len(self.data), (self.data.shape[1] - 1) // self.dtype.itemsize
 
 
-Source = NDArray[Any] | Rows  # stored values, a PNG's rows, or (224, 224) float32 pixels
+class Frame(NamedTuple):
+    """A compressed frame: what a decoder on the GPU takes (:mod:`comit.gpu.frames`)."""
+
+    data: NDArray[np.uint8]  # (bytes,)
+    shape: tuple[int, int]  # rows and columns of the picture
+    dtype: np.dtype[Any]  # uint8 or uint16 of its samples
+    fill: int | None  # as in comit.decode.compressed.Compressed
+
+
+Form = Literal["samples", "rows", "frame"]
+# Stored values, a PNG's rows, a compressed frame, or (224, 224) float32 pixels.
+Source = NDArray[Any] | Rows | Frame
 
 
 class Picture(NamedTuple):
     """One image of a batch."""
 
     offset: int
+    length: int  # bytes from there on
     shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    is_rows: bool
+    dtype: np.dtype[Any]  # of the samples
+    form: Form
     presentation: Presentation
+    fill: int | None = None  # of a frame
+
+    @property
+    def nbytes(self) -> int:
+        """Of the samples."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Pictures:
@@ -97,6 +115,7 @@ class Pictures:
         """Forgets the images and keeps the memory."""
         self.images: list[Picture] = []
         self._end = 0
+        self.nbytes = 0  # as they are sent, but of a frame what it becomes on the GPU
 
     def __len__(self) -> int:
         return len(self.images)
@@ -115,17 +134,28 @@ class Pictures:
         is_pixels = source.dtype == np.float32 and source.shape == (SIZE, SIZE)
         if not is_pixels and not takes(source.shape, source.dtype, shown):
             raise ValueError(f"the kernels do not take {source.shape} of {source.dtype}")
-        is_rows = isinstance(source, Rows)
-        data = source.data if isinstance(source, Rows) else source
+        data = source if isinstance(source, np.ndarray) else source.data
         start, end = self._end, _aligned(self._end + data.nbytes)
         if end > len(self._memory):
             larger = self._allocate(max(end, 2 * len(self._memory)))
             larger[:start] = self.data
             self._memory = larger
         np.ndarray(data.shape, data.dtype, self._memory, start)[...] = data
+        form: Form = "rows" if isinstance(source, Rows) else "samples"
+        fill = None
+        if isinstance(source, Frame):
+            form, fill = "frame", source.fill
         rows, columns = source.shape
-        self.images.append(Picture(start, (rows, columns), source.dtype, is_rows, shown))
+        self.images.append(
+            Picture(start, data.nbytes, (rows, columns), source.dtype, form, shown, fill)
+        )
         self._end = end
+        self.nbytes += self.images[-1].nbytes if form == "frame" else data.nbytes
+
+    def frame(self, picture: Picture) -> Frame:
+        """A compressed frame in the batch's memory."""
+        data = self._memory[picture.offset : picture.offset + picture.length]
+        return Frame(data, picture.shape, picture.dtype, picture.fill)
 
     def halves(self) -> tuple[Pictures, Pictures]:
         """The same images as two batches, in the same memory."""
@@ -148,7 +178,8 @@ class Layout:
     pictures: NDArray[Any]  # (N,) PICTURE
     scanlines: NDArray[Any]  # (M,) SCANLINES, M <= N
     entries: NDArray[np.float32]  # of all lookup tables
-    size: int  # bytes with the room for samples that the GPU un-filters
+    frames: list[tuple[int, int]]  # index of each compressed frame, offset of its samples
+    size: int  # bytes with the room for samples that are made on the GPU
     tiles: int  # most tiles of a row of cells, of any image
 
 
@@ -167,20 +198,23 @@ def takes(shape: tuple[int, ...], dtype: np.dtype[Any], presentation: Presentati
 def lay_out(pictures: Pictures) -> Layout:
     """Offset tables of a batch."""
     table = np.zeros(len(pictures), PICTURE)
-    scanlines, tables, end = [], _Tables(), len(pictures.data)
-    for entry, picture in zip(table, pictures.images, strict=True):
+    scanlines, frames, tables, end = [], [], _Tables(), len(pictures.data)
+    for i, (entry, picture) in enumerate(zip(table, pictures.images, strict=True)):
         entry["offset"] = picture.offset
         entry["height"], entry["width"] = rows, columns = picture.shape
         _describe(entry, picture, tables)
-        if picture.is_rows:
-            size = picture.dtype.itemsize
-            scanlines.append((picture.offset, end, rows, columns, size))
+        if picture.form == "rows":
+            scanlines.append((picture.offset, end, rows, columns, picture.dtype.itemsize))
+        elif picture.form == "frame":
+            frames.append((i, end))
+        if picture.form != "samples":
             entry["offset"] = end
-            end = _aligned(end + rows * columns * size)
+            end = _aligned(end + picture.nbytes)
     return Layout(
         pictures=table,
         scanlines=np.array(scanlines, SCANLINES),
         entries=np.array(tables.entries or [0], np.float32),
+        frames=frames,
         size=end,
         tiles=max((_tiles(int(w)) for w in table["width"]), default=1),
     )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.errors import MissingExtra, UsageError
-from comit.gpu.batch import Pictures, Source
+from comit.gpu.batch import Frame, Pictures, Source
 from comit.preprocess import Presentation
 
 Size = tuple[int, int, int]
@@ -22,6 +22,20 @@ class Memory(ABC):
 
     address: int
     nbytes: int
+
+
+class Decoder(ABC):
+    """Decodes compressed frames into memory of one GPU; one for each thread that uses it."""
+
+    by: str  # the package that does it
+
+    @abstractmethod
+    def decode(self, frames: Sequence[Frame], stream: Any) -> list[Memory | None]:
+        """Samples of each frame, (rows, columns) of its type without gaps; None for a rejected one.
+
+        They are there in the order of ``stream``. Frames must live until it is done, and so must
+        the memory that is returned. A frame that cannot be decoded raises nothing.
+        """
 
 
 class Device(ABC):
@@ -56,6 +70,10 @@ class Device(ABC):
         """Fills a contiguous array from the start of ``source``."""
 
     @abstractmethod
+    def copy(self, to: Memory, source: Memory, nbytes: int, stream: Any) -> None:
+        """Copies the first bytes of memory of this GPU to the start of other such memory."""
+
+    @abstractmethod
     def clear(self, memory: Memory, nbytes: int, stream: Any) -> None:
         """Sets the first bytes to 0."""
 
@@ -77,6 +95,12 @@ class Device(ABC):
     def wait(self, stream: Any) -> None:
         """Returns once all work of ``stream`` is done."""
 
+    def decoder(self) -> Decoder | None:
+        """What decodes compressed frames there, for one thread; None where nothing is installed."""
+        from comit.gpu.decoder import open_decoder
+
+        return open_decoder(self)
+
     def pictures(self, images: Iterable[tuple[Source, Presentation]] = ()) -> Pictures:
         """A batch in page-locked memory, for any thread to add to."""
 
@@ -93,6 +117,40 @@ class Device(ABC):
     def current(self) -> Iterator[None]:
         """For the calling thread: everything else of this class is called inside."""
         yield
+
+
+class Room:
+    """Memory on host and GPU that grows with what is asked of it and is used again."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._held: dict[str, Memory] = {}
+        self._pinned: dict[str, NDArray[np.uint8]] = {}
+
+    def on_gpu(self, name: str, nbytes: int) -> Memory:
+        """At least ``nbytes`` on the GPU; what was there is lost where it must grow."""
+        held = self._held.get(name)
+        if held is None or held.nbytes < nbytes:
+            self._held.pop(name, None)
+            held = self._held[name] = self._device.empty(nbytes)
+        return held
+
+    def on_host(self, name: str, nbytes: int) -> NDArray[np.uint8]:
+        """``nbytes`` of page-locked memory."""
+        held = self._pinned.get(name)
+        if held is None or len(held) < nbytes:
+            self._pinned.pop(name, None)
+            held = self._pinned[name] = self._device.pinned(nbytes)
+        return held[:nbytes]
+
+    def send(self, name: str, array: NDArray[Any], stream: Any) -> Memory:
+        """A copy of a small array on the GPU, through page-locked memory."""
+        staged = self.on_host(name, array.nbytes)
+        staged[:] = np.frombuffer(array.tobytes(), np.uint8)
+        memory = self.on_gpu(name, array.nbytes)
+        if array.nbytes:
+            self._device.upload(memory, staged, stream)
+        return memory
 
 
 class Borrowed(Memory):
@@ -175,6 +233,10 @@ class PycudaDevice(Device):
     def download(self, array: NDArray[Any], source: Memory, stream: Any) -> None:
         """See :meth:`Device.download`."""
         self._cuda.memcpy_dtoh_async(array, source.address, stream)
+
+    def copy(self, to: Memory, source: Memory, nbytes: int, stream: Any) -> None:
+        """See :meth:`Device.copy`."""
+        self._cuda.memcpy_dtod_async(to.address, source.address, nbytes, stream)
 
     def clear(self, memory: Memory, nbytes: int, stream: Any) -> None:
         """See :meth:`Device.clear`."""

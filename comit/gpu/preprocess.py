@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from comit.gpu.batch import Pictures, lay_out
-from comit.gpu.device import Device, Memory
+from comit.gpu.device import Device, Memory, Room
+from comit.gpu.frames import Frames
 from comit.preprocess import SIZE, Lut, Presentation
 from comit.reasons import Caution, Fail
 
@@ -22,40 +22,7 @@ class Outcome(NamedTuple):
     reason: Fail | None  # why there are no pixels: blank or nonfinite; they are 0 then
     voi: str  # window, lut or none
     warnings: tuple[Caution, ...]
-
-
-class Room:
-    """Memory on host and GPU that grows with what is asked of it and is used again."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._held: dict[str, Memory] = {}
-        self._pinned: dict[str, NDArray[np.uint8]] = {}
-
-    def on_gpu(self, name: str, nbytes: int) -> Memory:
-        """At least ``nbytes`` on the GPU; what was there is lost where it must grow."""
-        held = self._held.get(name)
-        if held is None or held.nbytes < nbytes:
-            self._held.pop(name, None)
-            held = self._held[name] = self._device.empty(nbytes)
-        return held
-
-    def on_host(self, name: str, nbytes: int) -> NDArray[np.uint8]:
-        """``nbytes`` of page-locked memory."""
-        held = self._pinned.get(name)
-        if held is None or len(held) < nbytes:
-            self._pinned.pop(name, None)
-            held = self._pinned[name] = self._device.pinned(nbytes)
-        return held[:nbytes]
-
-    def send(self, name: str, array: NDArray[Any], stream: Any) -> Memory:
-        """A copy of a small array on the GPU, through page-locked memory."""
-        staged = self.on_host(name, array.nbytes)
-        staged[:] = np.frombuffer(array.tobytes(), np.uint8)
-        memory = self.on_gpu(name, array.nbytes)
-        if array.nbytes:
-            self._device.upload(memory, staged, stream)
-        return memory
+    rejected: bool = False  # a frame that the GPU does not decode; all else means nothing
 
 
 class Preprocessor:
@@ -68,6 +35,7 @@ class Preprocessor:
     def __init__(self, device: Device, half: bool = True) -> None:
         """``half``: pixels as float16, else float32."""
         self.device, self.half = device, half
+        self.frames: Frames | None = None  # what takes compressed ones
         self._room = Room(device)
         self._shown: list[Presentation] = []
 
@@ -78,6 +46,8 @@ class Preprocessor:
         """
         self._shown = [picture.presentation for picture in given.images]
         layout, room, n = lay_out(given), self._room, len(given)
+        if layout.frames and self.frames is None:
+            raise ValueError("compressed frames, and no decoder was opened")
         samples = room.on_gpu("samples", layout.size)
         self.device.upload(samples, given.data, stream)
         pictures = room.send("pictures", layout.pictures, stream)
@@ -86,6 +56,8 @@ class Preprocessor:
         out = into or room.on_gpu("pixels", n * CELLS * (2 if self.half else 4))
         status = room.on_gpu("status", n * 4)
         launch = self.device.launch
+        if self.frames is not None:
+            self.frames.start(given, layout, samples, stream)
         if len(layout.scanlines):
             scanlines = room.send("scanlines", layout.scanlines, stream)
             arguments: list[Any] = [samples, samples, scanlines]
@@ -102,7 +74,11 @@ class Preprocessor:
         """Of the last batch, once its pixels are done."""
         self.device.wait(stream)
         status = self._room.on_host("status", len(self._shown) * 4).view(np.uint32)
-        return [outcome(int(s), p) for s, p in zip(status, self._shown, strict=True)]
+        rejected = self.frames.rejected() if self.frames else set()
+        return [
+            outcome(int(s), p)._replace(rejected=i in rejected)
+            for i, (s, p) in enumerate(zip(status, self._shown, strict=True))
+        ]
 
 
 def outcome(status: int, presentation: Presentation) -> Outcome:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.gpu.batch import RUNS
-from comit.gpu.device import Device, Memory
-from comit.gpu.preprocess import CELLS, Room
+from comit.gpu.device import Device, Memory, Room
+from comit.gpu.preprocess import CELLS
 from comit.postprocess import FOREGROUND, Runs
 from comit.preprocess import SIZE
 
