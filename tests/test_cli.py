@@ -210,7 +210,13 @@ def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
         tiny_model,
     ]
     process = subprocess.Popen(
-        [*map(str, command), "--workers", "1"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [*map(str, command), "--workers", "1"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGHUP, signal.SIG_DFL
+        ),  # pytest may be under nohup
     )
     frozen = tmp_path / ".r.parquet.comit" / "run.json"
     while not frozen.exists():
