@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Every check and benchmark that needs an NVIDIA GPU, in one call:
-#   bash bench/gpu_suite.sh [FOLDER OF X-RAYS] [FOLDER OF WHEELS]
+#   bash bench/gpu_suite.sh [FOLDER OF X-RAYS] [FOLDER OF WHEELS] [FOLDER FOR RESULTS] [MINUTES]
 # For a bare machine without a network: wheels (and pycuda's source) that it lacks are installed
 # from the second folder, into a temporary one. Writes <date>-<gpu>.json and .md, pytest's output
-# and what was installed to bench/results/. Goes on after a failure; what could not run is named
-# with its reason. Exits 0 only where nothing failed.
+# and what was installed to the third, bench/results if none is given: whole after each part, so
+# that a call which is cut off keeps what it measured. MINUTES, 9, bound the benchmarks alone. Goes
+# on after a failure; what could not run is named with its reason. Exits 0 only where nothing failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -15,8 +16,9 @@ if [ -z "$gpu" ]; then
 fi
 data=${1:-${COMIT_TEST_DATA:-../shared}/cxr/images}
 wheels=${2:-}
-out=bench/results/$(date -u +%Y-%m-%d)-$(tr -cs 'A-Za-z0-9\n' '-' <<<"$gpu")
-mkdir -p bench/results
+results=${3:-bench/results}
+out=$results/$(date -u +%Y-%m-%d)-$(tr -cs 'A-Za-z0-9\n' '-' <<<"$gpu")
+mkdir -p "$results"
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 failed=0
 
@@ -59,7 +61,7 @@ for tool in memcheck racecheck; do
 done
 
 echo "== benchmarks"
-arguments=(--out "$out" --device cuda:0)
+arguments=(--out "$out" --device cuda:0 --minutes "${4:-9}")
 if [ -d "$data" ]; then
   arguments+=(--data "$data")
 else
