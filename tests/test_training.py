@@ -38,6 +38,7 @@ from comit.training.report import evaluate_run, table
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL: dict[str, Any] = {"width": 1 / 64, "epochs": 2, "batch_size": 4}
 STRONG = replace(TrainConfig.strong(), **SMALL, small_epochs=1, adversary=1.0)
+MIXED = replace(TINY, mix=2.0)
 KILLED = """
 import os, signal, sys
 from contextlib import contextmanager
@@ -59,6 +60,8 @@ small = {"width": 1 / 64, "epochs": 2, "batch_size": 4}
 config = TrainConfig(**small)
 if sys.argv[3] == "strong":
     config = replace(TrainConfig.strong(), **small, small_epochs=1, adversary=1.0)
+if sys.argv[3] == "mixed":
+    config = replace(config, mix=2.0)
 train(Path(sys.argv[1]), Path(sys.argv[2]), config, device="cpu", console=Killer(quiet=True))
 """
 
@@ -94,6 +97,15 @@ def finished_strong(
     return out
 
 
+@pytest.fixture(scope="module")
+def finished_mixed(
+    manifest: Path, tmp_path_factory: pytest.TempPathFactory, one_thread: None
+) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "mixed"
+    train(manifest, out, MIXED, device="cpu", console=QUIET)
+    return out
+
+
 def test_curves_are_drawn_of_the_epochs_that_were_measured(finished: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert cv2.imread(str(finished / "curves.png")).std() > 0
@@ -103,11 +115,23 @@ def test_curves_are_drawn_of_the_epochs_that_were_measured(finished: Path, tmp_p
     assert cv2.imread(str(tmp_path / "small.png")).std() > 0
 
 
-@pytest.mark.parametrize("recipe", ["default", "strong"])
+@pytest.mark.parametrize(
+    ("recipe", "config", "reference"),
+    [
+        ("default", TINY, "finished"),
+        ("strong", STRONG, "finished_strong"),
+        ("mixed", MIXED, "finished_mixed"),
+    ],
+)
 def test_killed_and_resumed_is_bit_identical(
-    recipe: str, manifest: Path, tmp_path: Path, request: pytest.FixtureRequest
+    recipe: str,
+    config: TrainConfig,
+    reference: str,
+    manifest: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
-    whole = request.getfixturevalue("finished" if recipe == "default" else "finished_strong")
+    whole = request.getfixturevalue(reference)
     out = tmp_path / "run"
     child = subprocess.run(
         [sys.executable, "-c", KILLED, str(manifest), str(out), recipe],
@@ -122,7 +146,6 @@ def test_killed_and_resumed_is_bit_identical(
     (out / "metrics.csv").write_text(  # as if the kill had come between this and the checkpoint
         (out / "metrics.csv").read_text() + lines_of_epoch_two(out)
     )
-    config = TINY if recipe == "default" else STRONG
     train(manifest, out, config, device="cpu", resume=True, console=QUIET)
     ours, theirs = (torch.load(run / "checkpoint.pt", weights_only=True) for run in (out, whole))
     for part in ("model", "average", *(["adversary"] if recipe == "strong" else [])):

@@ -56,6 +56,11 @@ def recipe_config(recipe: str, given: dict[str, Any]) -> TrainConfig:
 @click.option("--balance", type=click.FloatRange(0, 1), help="Weight of rare groups; 0 is none.")
 @click.option("--soften", type=click.FloatRange(0, 1), help="Teachers' share in class labels.")
 @click.option("--adversary", type=click.FloatRange(0), help="Unlearning of the source; 0 is none.")
+@click.option(
+    "--mix",
+    type=click.FloatRange(0),
+    help="Mixup across sources, shares from Beta(X, X); 0 is none.",
+)
 @click.option("--batch-size", type=click.IntRange(2), help="Images a step.")
 @click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True), help="Step size.")
 @click.option("--seed", type=click.IntRange(0), help="Start of every random number.")
@@ -313,8 +318,8 @@ parts = _comparison(
     f"""Trains COMiT-Net without each part of a recipe, and in ways against the source shortcut.
 
     Meant for --recipe strong, all tasks. The rows called classes-... learn the class labels alone:
-    with sources unbalanced and wholly balanced, with an adversary that names the source, and on
-    images cropped to the lungs that --model sees. Writes parts.md. {_KEPT}
+    with sources unbalanced and wholly balanced, with an adversary that names the source, with mixup
+    across sources, and on images cropped to the lungs that --model sees. Writes parts.md. {_KEPT}
     """,
     "Train and measure what a recipe is made of.",
 )

@@ -111,6 +111,7 @@ PARTS = (
     Row("classes-unbalanced", tasks=CLASSES, change={"balance": 0.0}),
     Row("classes-balanced", tasks=CLASSES, change={"balance": 1.0}),
     Row("classes-adversary", tasks=CLASSES, change={"adversary": 1.0}),
+    Row("classes-mixed", tasks=CLASSES, change={"mix": 2.0}),
     Row("classes-cropped", tasks=CLASSES, crop=True),
 )
 TABLES = {"baselines": BASELINES, "ablation": ABLATION, "parts": PARTS}

@@ -29,6 +29,7 @@ from comit.training.augment import Augmentation, augment
 from comit.training.curves import CURVES, draw_curves
 from comit.training.data import Cohort, load, read_manifest
 from comit.training.metrics import Predictions, evaluate
+from comit.training.mix import Partners, mixed
 
 CHECKPOINT = "checkpoint.pt"  # everything needed to go on
 WEIGHTS = "weights.safetensors"  # the averaged weights of the best epoch
@@ -57,6 +58,7 @@ class TrainConfig:
     tasks: tuple[int, ...] = (1, 2, 3, 4)  # of the paper's t1 to t4, those that are learned
     small_epochs: int = 0  # no figures on val in these: the weights are on their way
     adversary: float = 0.0  # how much the encoder unlearns the source, see :mod:`.adversary`
+    mix: float = 0.0  # both parameters of the Beta distribution of :mod:`.mix`; 0 mixes nothing
 
     @staticmethod
     def strong() -> TrainConfig:
@@ -234,6 +236,10 @@ class Trainer:
         teachers: Sequence[Path] = (),
         build: Callable[[NetworkConfig], COMiTNet] = COMiTNet,
     ) -> None:
+        if config.mix and config.adversary:
+            raise UsageError(
+                "a mixed image has no one source for an adversary; leave one of them out"
+            )
         self.train, self.val, self.out, self.config = train, val, out, config
         self.device, self.console = device, console
         self.init = init.name if init is not None else None
@@ -261,6 +267,7 @@ class Trainer:
         if config.adversary:
             self.adversary = Adversary(self.model, origins(train), config.adversary).to(device)
             learned += self.adversary.parameters()
+        self.partners = Partners(train, config.mix) if config.mix else None
         self.steps = max(1, len(train) // config.batch_size)  # an incomplete last batch is left out
         self.optimizer = torch.optim.AdamW(
             learned, lr=config.learning_rate, weight_decay=config.weight_decay
@@ -314,6 +321,11 @@ class Trainer:
             for i in range(self.steps):
                 chosen = order[i * config.batch_size : (i + 1) * config.batch_size]
                 images, targets = self._batch(chosen, generator)
+                if self.partners is not None:
+                    seed = int(torch.randint(2**62, (), generator=generator))
+                    others, share = self.partners.draw(chosen.numpy(), seed)
+                    second, their = self._batch(others, generator)
+                    images, targets = mixed((images, second), (targets, their), share)
                 with autocast(self.device):
                     outputs = self.model(images)
                 terms = losses(outputs, targets, config.loss)
