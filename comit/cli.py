@@ -80,6 +80,8 @@ def main() -> None:
       comit report results.parquet --out report.html --images phantoms
       comit info                                          version, engines, model card
     """
+    # Before pyarrow is imported: its own pool keeps 30 MB that the C library's gives back.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 
 PATH = click.Path(path_type=Path)

@@ -11,11 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from comit import durable
 from comit.reasons import Caution
 from comit.results import COLUMNS, UIDS, schema
+from comit.source import repeated
 from comit.target import ROW_GROUP, gathered
 
 if TYPE_CHECKING:
@@ -89,11 +88,9 @@ def final_schema(part: pa.Schema) -> pa.Schema:
 def duplicated(tables: Tables) -> set[str]:
     """The SOP Instance UIDs that stand for more than one content.
 
-    Hashes first, 8 bytes a row: only what may be there twice is looked at by name.
+    Hashes first: only what may be there twice is looked at by name.
     """
-    hashes = np.fromiter((hash(u) for t in tables() for u in _uids(t)), np.int64)
-    values, counts = np.unique(hashes, return_counts=True)
-    twice = set(values[counts > 1].tolist())
+    twice = repeated(uid for table in tables() for uid in _uids(table))
     if not twice:
         return set()
     contents: defaultdict[str, set[tuple[int, int]]] = defaultdict(set)

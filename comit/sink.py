@@ -124,6 +124,7 @@ class Sink:
             if not private:
                 paths = self._kept_paths()
         self._closing.enter_context(paths)
+        pa.default_memory_pool().release_unused()  # what listing took, before the long part
         try:
             self._worklist = pq.ParquetFile(self.staging / "worklist.parquet")
             self._files = pq.ParquetFile(paths)

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import comit.source.manifest
 from comit.errors import UsageError
 from comit.identifiers import Identifiers
 from comit.reasons import Fail, Skip
@@ -151,6 +152,35 @@ def test_a_long_manifest_is_cut_into_shards(tmp_path):
     file = pq.ParquetFile(tmp_path / "work" / "list.parquet")
     rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     assert rows == [SHARD, SHARD, 5]
+
+
+def test_every_row_of_a_repeated_path_has_an_id_of_its_own(tmp_path):
+    names = Identifiers()
+    found = items(
+        write(tmp_path / "m.parquet", path=["a", "b", "a", None, "", None, "a"]), tmp_path
+    )
+    expected = [(b"a", 0), (b"b", 0), (b"a", 1), (b"", 0), (b"", 1), (b"", 2), (b"a", 2)]
+    assert [i.row_id for i in found] == [names.row_id(*e) for e in expected]
+
+
+def test_a_path_that_spells_a_later_occurrence_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="rows 1 and 2 have the same id"):
+        items(write(tmp_path / "m.parquet", path=["a", "a", "a\x001"]), tmp_path)
+    with pytest.raises(UsageError, match="rows 0 and 2 have the same id"):
+        items(write(tmp_path / "m.parquet", path=["a\x001", "a", "a"]), tmp_path)
+
+
+def test_a_manifest_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    manifest = write(tmp_path / "m.parquet", path=["a", "b"])
+    column = comit.source.manifest._column
+
+    def rewritten(*arguments):
+        yield from column(*arguments)
+        write(manifest, path=["a", "b", "a"])
+
+    monkeypatch.setattr(comit.source.manifest, "_column", rewritten)
+    with pytest.raises(UsageError, match="changed while it was read"):
+        items(manifest, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ open. It is apart because only with ``--identifiers plain`` may it touch a disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -196,6 +196,14 @@ def unlike(names: Iterable[str], taken: Iterable[str]) -> list[str]:
     """Names with ``manifest_`` before those that are taken."""
     reserved = set(taken)
     return [f"manifest_{n}" if n in reserved else n for n in names]
+
+
+def repeated(values: Iterable[Hashable]) -> set[int]:
+    """The hashes that more than one value has, 8 bytes a value: who has one is to be looked at."""
+    import numpy as np
+
+    hashes, counts = np.unique(np.fromiter(map(hash, values), np.int64), return_counts=True)
+    return set(hashes[counts > 1].tolist())
 
 
 def rechunk(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:

@@ -25,6 +25,7 @@ from comit.source import (
     Selection,
     Writer,
     rechunk,
+    repeated,
     stamp,
     unlike,
 )
@@ -45,7 +46,10 @@ def is_manifest(path: Path) -> bool:
 
 
 def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -> None:
-    """Writes the work list of ``manifest``; raises UsageError naming file, row and column."""
+    """Writes the work list of ``manifest``; raises UsageError naming file, row and column.
+
+    The manifest is read twice, so that what is remembered of a row is 8 bytes.
+    """
 
     from comit.results import COLUMNS
 
@@ -62,8 +66,11 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
     passed = [
         _plain(schema.field(n), hidden).with_name(r) for n, r in zip(names, renamed, strict=True)
     ]
-    seen: dict[str, int] = {}
-    occurrences: Counter[bytes] = Counter()
+    key = "id" if "id" in schema.names else "path"
+    began = stamp(os.fsencode(manifest))
+    twice = repeated(text or "" for text in _column(manifest, key))
+    seen: dict[str, int] = {}  # of those alone that may be there twice
+    occurrences: Counter[bytes] = Counter()  # likewise
     if selection.root is not None and not selection.root.is_dir():
         raise UsageError(f"the root {selection.root} is not a folder")
     base, count = os.fsencode(selection.root or manifest.parent), 0
@@ -71,18 +78,21 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
     with Writer(to, files, passed) as writer:
         for table in rechunk(_readable(manifest, batches), SHARD):
             paths = _texts(manifest, table, "path", count)
-            ids = _texts(manifest, table, "id", count) if "id" in schema.names else None
+            ids = _texts(manifest, table, "id", count) if key == "id" else None
             items = []
             for i, path in enumerate(paths):
                 name = os.fsencode(path) if path else b""
+                known_by = path if ids is None else ids[i]
+                doubtful = hash(known_by or "") in twice or b"\0" in name
                 if ids is None:
                     identity = identifiers.row_id(name, occurrences[name])
-                    occurrences[name] += 1
-                elif (given := ids[i]) is None:
+                    if doubtful:
+                        occurrences[name] += 1
+                elif known_by is None:
                     raise UsageError(f"{manifest}: row {count + i} has no id")
                 else:
-                    identity = identifiers.given(given)
-                if (first := seen.setdefault(identity, count + i)) != count + i:
+                    identity = identifiers.given(known_by)
+                if doubtful and (first := seen.setdefault(identity, count + i)) != count + i:
                     raise UsageError(f"{manifest}: rows {first} and {count + i} have the same id")
                 file = os.path.join(base, name)  # noqa: PTH118 (bytes)
                 problem: Skip | Fail | None = None if path else Fail.NULL_PATH
@@ -95,6 +105,16 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
             count += len(paths)
     if not count:
         raise UsageError(f"{manifest} has no rows")
+    if stamp(os.fsencode(manifest)) != began:
+        raise UsageError(f"{manifest} changed while it was read; run again once it is complete")
+
+
+def _column(manifest: Path, name: str) -> Iterator[str | None]:
+    """The texts of one column, read apart."""
+    rows = 0
+    for batch in _readable(manifest, _open(manifest)[1]):
+        yield from _texts(manifest, batch, name, rows)
+        rows += batch.num_rows
 
 
 def _leaves(base: bytes, name: bytes, jail: bytes | None) -> bool:
@@ -154,7 +174,9 @@ def _readable(manifest: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.
         yield batch
 
 
-def _texts(manifest: Path, table: pa.Table, name: str, row: int) -> list[str | None]:
+def _texts(
+    manifest: Path, table: pa.Table | pa.RecordBatch, name: str, row: int
+) -> list[str | None]:
     import pyarrow as pa
 
     try:
