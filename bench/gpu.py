@@ -247,6 +247,7 @@ class Suite:
                     engine.close()
                     row |= {"p50 ms": found.p50_ms, "p99 ms": found.p99_ms, "lanes": found.lanes}
                     row |= {"images/s": found.images_per_second}
+                    row |= {"CUDA graph": getattr(engine, "graph", None)}
                     row |= self._share(work * found.images_per_second)
                     row["said"] = "; ".join(engine.notes)
 

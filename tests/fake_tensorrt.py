@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from comit.engine.onnxruntime import OnnxRuntimeEngine
 
 MOST = 16  # images a context has memory for
+recording: list[Callable[[], None]] | None = None  # what is enqueued while a graph is captured
 
 
 class ILogger:
@@ -51,6 +53,13 @@ class Context:
         self._addresses[name] = address
 
     def execute_async_v3(self, stream: int) -> bool:
+        if recording is None:
+            self._execute()
+        else:
+            recording.append(self._execute)
+        return True
+
+    def _execute(self) -> None:
         dtype = self._engine._dtype
         nbytes = int(np.prod(self._shape)) * np.dtype(dtype).itemsize
         raw = (ctypes.c_uint8 * nbytes).from_address(self._addresses["images"])
@@ -58,7 +67,6 @@ class Context:
         found = self._engine.infer(images)
         for name, array in (("scores", found.scores), ("masks", found.masks)):
             ctypes.memmove(self._addresses[name], array.ctypes.data, array.nbytes)
-        return True
 
 
 class EngineInspector:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -273,6 +274,74 @@ def test_lanes_at_once_keep_their_results_apart(
     for a, b in zip(alone, together, strict=True):
         assert np.array_equal(a.scores, b.scores) and np.array_equal(a.masks, b.masks)
     assert len(alone[-1].scores) == 1
+
+
+class Graphs(NoGpu):
+    """Captures what the stand-in for TensorRT enqueues; ``kept`` of it is in the graph."""
+
+    def __init__(self, kept: slice) -> None:
+        self._kept, self.captured, self.launched = kept, 0, 0
+
+    def graph(self, work: Callable[[], object], stream: Any) -> Callable[[], None] | None:
+        fake_tensorrt.recording = recorded = []
+        try:
+            work()
+        finally:
+            fake_tensorrt.recording = None
+        self.captured += 1
+
+        def launch() -> None:
+            self.launched += 1
+            for call in recorded[self._kept]:
+                call()
+
+        return launch
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "kept", "faster", "captured", "taken"),
+    [
+        (2, slice(None), True, 2, True),
+        (2, slice(None), False, 2, False),
+        (2, slice(0), True, 2, False),  # it does nothing, which is fast
+        (9, slice(None), True, 0, False),  # many images: not tried
+    ],
+)
+def test_few_images_run_as_a_cuda_graph_where_it_is_right_and_faster(
+    gpu: list[int],
+    half: bytes,
+    images: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+    kept: slice,
+    faster: bool,
+    captured: int,
+    taken: bool,
+) -> None:
+    device = Graphs(kept)
+
+    def seconds(self: Any, run: Callable[[], None]) -> float:
+        return float((run == self._execute) == faster)
+
+    monkeypatch.setattr(runtime, "open_device", lambda name: device)
+    monkeypatch.setattr(runtime._Lane, "_seconds", seconds)
+    engine = runtime.TensorRtEngine(half, batch_size=batch_size, cache=tmp_path)
+    assert (device.captured, engine.graph) == (captured, taken)
+    device.launched = 0
+    found, expected = engine.predict(images), OnnxRuntimeEngine(half).predict(images)
+    assert np.array_equal(found.scores, expected.scores)
+    assert np.array_equal(found.masks, expected.masks)
+    assert device.launched == (6 if taken else 0)
+
+
+def test_timing_an_engine_runs_it(
+    gpu: list[int], half: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Graphs(slice(None))
+    monkeypatch.setattr(runtime, "open_device", lambda name: device)
+    runtime.TensorRtEngine(half, batch_size=1, cache=tmp_path)
+    assert device.launched == 2 * (1 + runtime.RUNS)  # a lane: once to compare
 
 
 def test_an_engine_is_built_once(gpu: list[int], half: bytes, tmp_path: Path) -> None:

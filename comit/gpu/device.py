@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -94,6 +94,12 @@ class Device(ABC):
     @abstractmethod
     def wait(self, stream: Any) -> None:
         """Returns once all work of ``stream`` is done."""
+
+    def graph(self, work: Callable[[], object], stream: Any) -> Callable[[], None] | None:
+        """What ``work`` puts on ``stream`` as one launch, see :func:`comit.gpu.graph.captured`."""
+        from comit.gpu.graph import captured
+
+        return captured(work, self.handle(stream))
 
     def decoder(self) -> Decoder | None:
         """What decodes compressed frames there, for one thread; None where nothing is installed."""

@@ -1,0 +1,50 @@
+"""The work of a stream as one launch: a CUDA graph, through NVIDIA's cuda-bindings.
+
+*Unverified on a GPU*: it was written without one.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+
+def captured(work: Callable[[], object], stream: int) -> Callable[[], None] | None:
+    """What ``work`` puts on the CUstream ``stream``, recorded; calling the result does it again.
+
+    Nothing is done while it is recorded, and the addresses stay those of then. None where CUDA or
+    ``work``, by an exception, does not go along, or cuda-bindings are not installed: the stream is
+    then as before. CUDA C++ Programming Guide, "Creating a Graph Using Stream Capture"; the mode is
+    the one in which other threads may go on allocating memory.
+    """
+    try:
+        from cuda.bindings import driver
+    except ModuleNotFoundError:
+        return None
+
+    def done(function: Callable[..., Any], *arguments: Any) -> Any:
+        status, *found = function(*arguments)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"{function.__name__}: {status.name}")
+        return found[0] if found else None
+
+    try:
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        done(driver.cuStreamBeginCapture, stream, mode)
+        try:
+            work()
+        finally:  # whatever became of it: this ends the capture, also one that CUDA has broken off
+            status, graph = driver.cuStreamEndCapture(stream)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            return None
+        executable = done(driver.cuGraphInstantiate, graph, 0)
+        done(driver.cuGraphDestroy, graph)
+    except RuntimeError:  # a call's status, no driver, TensorRT
+        return None
+
+    def launch() -> None:
+        done(driver.cuGraphLaunch, executable, stream)
+
+    weakref.finalize(launch, driver.cuGraphExecDestroy, executable)
+    return launch
