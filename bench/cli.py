@@ -301,7 +301,7 @@ def gpu(out: Path, batch_sizes: tuple[int, ...], **given: Any) -> None:
 @click.option("--rows", type=click.IntRange(1), default=10_000, show_default=True)
 @click.option("--top", type=click.IntRange(0), default=200, show_default=True)
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--json", "to", type=PATH, help="Also write figures and machine as JSON.")
+@JSON
 def report(
     results: Path, images: Path | None, rows: int, top: int, repeat: int, to: Path | None
 ) -> None:
@@ -345,7 +345,7 @@ def flagged(
     multiple=True,
     help="Folder of real files to mutate; repeat for several [default: drawn phantoms].",
 )
-@click.option("--json", "to", type=PATH, help="Also write figures and machine as JSON.")
+@JSON
 @click.pass_context
 def faults(
     ctx: click.Context,
@@ -356,20 +356,17 @@ def faults(
     to: Path | None,
 ) -> None:
     """Kill, starve and mislead comit, and count what it lost: nothing, or exit code 1."""
-    import json
-
     from comit.bench.faults import SHORT, Extent, everything
     from comit.bench.machine import machine
 
     found = []
     for figure in everything(SHORT if short else Extent(), list(data), only):
-        click.echo(f"{'ok ' if figure.passed else 'BAD'} {figure.fault}: {figure.figure}")
+        click.echo(f"{'ok ' if figure.passed else 'BAD'} {figure.fault}: {figure.figure}", err=str(to) == "-")
         found.append(figure)
-    if to is not None:
-        figures = [figure._asdict() for figure in found]
-        to.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=1) + "\n")
     if not found:
         raise UsageError(f"there is no such kind of fault: {', '.join(only)}")
+    if to is not None:
+        write_json(machine(), [figure._asdict() for figure in found], to)
     if not all(figure.passed for figure in found):
         ctx.exit(1)
 
@@ -388,17 +385,29 @@ def shown(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def write_json(here: dict[str, Any], figures: list[dict[str, Any]], to: Path) -> None:
+    """Figures and machine to a file, or - to standard output; raises UsageError."""
+    import json
+
+    text = json.dumps({"machine": here, "figures": figures}, indent=1) + "\n"
+    if str(to) == "-":
+        click.echo(text, nl=False)
+        return
+    try:
+        to.write_text(text)
+    except OSError as error:
+        raise UsageError(f"{to} cannot be written") from error
+
+
 def show(found: Sequence[Any], columns: Sequence[str], to: Path | None) -> None:
     """Prints a table of dataclasses; with ``to`` also writes them and the machine as JSON."""
-    import json
     from dataclasses import asdict
 
     from comit.bench.machine import machine
 
     here, lines = machine(), [asdict(f) for f in found]
-    text = json.dumps({"machine": here, "figures": lines}, indent=1) + "\n"
     if str(to) == "-":
-        click.echo(text, nl=False)
+        write_json(here, lines, Path("-"))
         return
     cells = [list(columns), *([shown(line[c]) for c in columns] for line in lines)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -408,7 +417,4 @@ def show(found: Sequence[Any], columns: Sequence[str], to: Path | None) -> None:
     for row in cells:
         click.echo("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)))
     if to is not None:
-        try:
-            to.write_text(text)
-        except OSError as error:
-            raise UsageError(f"{to} cannot be written") from error
+        write_json(here, lines, to)

@@ -117,14 +117,20 @@ def possible(model: Path) -> list[str]:
 
 
 def reference_scores(paths: Sequence[Path], model: Path) -> dict[Path, list[float]]:
-    """Scores of our own reader and OpenVINO in fp32, by file; NaN where it cannot be screened."""
+    """Scores of our own reader and OpenVINO in fp32, by file.
+
+    Raises UsageError for a file that cannot be screened: most peers would end there.
+    """
     from comit.bench.stages import grids
 
     engine = load_engine(model, "openvino", "cpu", "fp32")
-    return {
-        path: engine.predict(grids([path], Options(model=model), 1)).scores[0].tolist()
-        for path in dict.fromkeys(paths)
-    }
+    scores = {}
+    for path in dict.fromkeys(paths):
+        images = grids([path], Options(model=model), 1)
+        if not len(images):
+            raise UsageError(f"{path} cannot be screened, and peers would fail on it; leave it out")
+        scores[path] = engine.predict(images).scores[0].tolist()
+    return scores
 
 
 def check(name: str, answer: Answer, reference: dict[Path, list[float]]) -> None:

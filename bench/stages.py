@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.card import read_card
+from comit.engine.base import IMAGE
 from comit.errors import ItemError, UsageError
 from comit.pool import ENVIRONMENT
 from comit.screen import Options, operating_point
@@ -186,7 +187,7 @@ def grids(paths: Sequence[Path], options: Options, count: int) -> NDArray[np.flo
             continue
         if len(found) == count:
             break
-    return np.stack(found)[:, None]
+    return np.array(found, np.float32).reshape(-1, *IMAGE)
 
 
 def rows_of(inference: Inference, point: Any, masks: str) -> list[Row]:

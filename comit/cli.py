@@ -219,6 +219,7 @@ def screen(
 
     \b
     Exit code  0  every row is ok or skipped
+               1  finished, but the --report could not be written; or an error of comit's own
                2  nothing done: wrong arguments, input, output or model
                3  finished; some rows failed
                4  stopped before the end; the same command resumes

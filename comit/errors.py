@@ -2,7 +2,8 @@
 
 ComitError                 base of all, carries the exit code
   UsageError               2  wrong arguments, input, output or model; nothing was written
-    MissingExtra           2  a backend's package is not installed
+    Unavailable            2  a part of the work that cannot be done on this machine
+      MissingExtra         2  a backend's package is not installed
     ModelError             2  the model file is not one of ours, or was altered
     ParityError            2  an exported model disagrees with the network it came from
   Stopped                  4  the run stopped and can be resumed
@@ -26,7 +27,11 @@ class UsageError(ComitError):
     exit_code = 2
 
 
-class MissingExtra(UsageError):
+class Unavailable(UsageError):
+    """What was asked for cannot be done on this machine; the rest can."""
+
+
+class MissingExtra(Unavailable):
     """A package that an optional part needs is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:

@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,7 +46,7 @@ class Options:
     """How to screen; the defaults are for a nightly run."""
 
     model: Path = BUNDLED  # an .onnx file that comit exported, its card beside it
-    engine: str = "auto"  # openvino, onnxruntime, torch; auto is the fastest there is
+    engine: str = "auto"  # tensorrt, openvino, onnxruntime, torch; auto is the fastest
     device: str = "auto"  # cpu, cuda:0, cuda:0,cuda:1
     precision: str = "auto"  # fp32, bf16, fp16; auto is the fastest the device computes well
     batch_size: int | None = None  # images; None is the engine's own choice
@@ -161,6 +161,7 @@ def screen(
         sink.freeze(settings, metadata(card.name, settings))
         started = time.perf_counter()
         with (
+            closing(engine),
             Lanes(engine, sink, point, options.masks) as lanes,
             console.progress("screening", sink.items) as lanes.on_rows,
             Metrics(options.metrics_file, sink, lanes, pool) as metrics,
@@ -215,7 +216,9 @@ def operating_point(points: dict[str, OperatingPoint], options: Options) -> Oper
 
 def identifiers(options: Options, sink: Sink) -> Identifiers:
     """What the results may say of paths and UIDs; raises UsageError without the key it takes."""
-    if (options.identifiers == "hashed") != (options.key is not None):
+    if options.key is not None and options.identifiers != "hashed":
+        raise UsageError("a key is for hashed identifiers: add --identifiers hashed, or no --key")
+    if options.identifiers == "hashed" and options.key is None:
         raise UsageError(
             "hashed identifiers need a key that you hold: --identifiers hashed --key FILE; "
             "make one: (umask 077; openssl rand -hex 32 > comit.key)"
@@ -306,5 +309,5 @@ def report(
             "formats": sorted(engine.formats),
         },
         settings=settings,
-        notes=list(getattr(engine, "notes", [])),
+        notes=list(engine.notes),
     )

@@ -97,6 +97,11 @@ class Sink:
                     f"the key of {self.out} is gone ({path}), so its rows cannot be told from new "
                     "ones; give these results another --out"
                 )
+            if self._retry:
+                raise UsageError(
+                    f"{self.out} keeps no key, so with --identifiers none its rows cannot be "
+                    "retried; that takes a folder for --out"
+                )
             with self._stopping():
                 durable.write_json(path, {"key": os.urandom(32).hex()})
         return bytes.fromhex(read_state(path, ("key",))["key"])
@@ -312,7 +317,8 @@ class Sink:
         if self._grows:
             changed = pc.and_(here, pc.or_(path, pc.or_(size, mtime)))
             wanted = pc.or_(wanted, pc.or_(new, changed))
-        self.unchanged = now.num_rows - pc.sum(wanted).as_py()
+        left = pc.and_(pc.invert(new), pc.invert(wanted))
+        self.unchanged = pc.sum(left).as_py() or 0
         return wanted.combine_chunks()
 
     def _realigned(self, listed: pa.Table) -> pa.ChunkedArray:

@@ -316,6 +316,13 @@ def test_compare_runs_a_peer_and_names_what_is_missing(
         compare.measure(tmp_path / "files", Options(model=tiny_model), only=["nobody"])
 
 
+def test_compare_names_a_file_that_cannot_be_screened(tiny_model: Path, tmp_path: Path) -> None:
+    generate("png", 2, tmp_path, size=(256, 256))
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(UsageError, match=r"notes\.txt cannot be screened"):
+        compare.measure(tmp_path, Options(model=tiny_model), repeat=1, only=["plain-loop"])
+
+
 @pytest.mark.parametrize("kind", ["png", "dicom"])
 def test_peers_read_what_we_read(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("PIL")

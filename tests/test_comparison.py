@@ -87,6 +87,16 @@ def test_a_table_is_filled_row_by_row_and_says_what_was_not_run(
     assert (tmp_path / "baselines.md").read_text() == "\n".join(again) + "\n"
 
 
+def test_a_row_of_another_recipe_is_not_put_beside(cohort_manifest: Path, tmp_path: Path) -> None:
+    only = {"only": ("tasks-4",), "device": "cpu", "console": QUIET}
+    compare("ablation", cohort_manifest, tmp_path, ONE, **only)
+    with pytest.raises(UsageError, match="tasks-4-0 is of another training"):
+        compare("ablation", cohort_manifest, tmp_path, replace(ONE, ema=0.5), **only)
+    (tmp_path / "tasks-4-0" / "row.json").unlink()  # as if it had been killed after its epochs
+    with pytest.raises(UsageError, match="was started with another ema"):
+        compare("ablation", cohort_manifest, tmp_path, replace(ONE, ema=0.5), **only)
+
+
 def test_the_ablation_trains_the_tasks_of_its_row(cohort_manifest: Path, tmp_path: Path) -> None:
     compare(
         "ablation",

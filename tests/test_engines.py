@@ -255,6 +255,9 @@ def test_several_gpus_are_one_engine(fakes, tiny_model):
     assert engine.takes_samples
     assert engine.notes == ("cuda:0: note of cuda:0", "cuda:2: note of cuda:2")
     assert said == ["preparing cuda:0", "preparing cuda:2"]
+    engine.notes = ("not used: another", *engine.notes)
+    engine.open_decoder()
+    assert engine.notes[0] == "not used: another" and len(engine.notes) == 3
     images = np.zeros((8, 1, 224, 224), np.float32)
     assert engine.predict(images).scores[:, 0].tolist() == [0, 0, 2, 2, 0, 0, 2, 2]
     engine.close()
@@ -291,6 +294,19 @@ def test_tensorrt_says_what_is_missing(tiny_model, monkeypatch):
     with pytest.raises(MissingExtra) as error:
         load_engine(tiny_model, "tensorrt")
     assert str(error.value) == f"{said}[gpu]'" == dict(available())["tensorrt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "extra"),
+    [("torch", "cuda:0", "train"), ("onnxruntime", "cuda:0", "gpu"), ("onnxruntime", "cpu", "cpu")],
+)
+def test_what_is_missing_is_in_the_extra_that_is_named(
+    tiny_model, monkeypatch, name, device, extra
+):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra) as error:
+        load_engine(tiny_model, name, device)
+    assert error.value.extra == extra
 
 
 def test_any_of_the_tensorrt_packages_will_do(monkeypatch):

@@ -88,6 +88,8 @@ def test_work_is_recorded_once_and_launched_often(driver: Driver) -> None:
 def test_what_cuda_refuses_is_no_graph(driver: Driver) -> None:
     assert captured(lambda: None, 7) is None
     assert not driver.capturing
+    made = ("cuGraphInstantiate", "graph", 0) in driver.calls
+    assert (("cuGraphDestroy", "graph") in driver.calls) == made
 
 
 def test_work_that_fails_ends_the_capture(driver: Driver) -> None:
@@ -95,7 +97,8 @@ def test_work_that_fails_ends_the_capture(driver: Driver) -> None:
         raise RuntimeError("TensorRT did not run the engine")
 
     assert captured(work, 7) is None
-    assert driver.calls[-1] == ("cuStreamEndCapture", 7) and not driver.capturing
+    assert driver.calls[-2:] == [("cuStreamEndCapture", 7), ("cuGraphDestroy", "graph")]
+    assert not driver.capturing
 
 
 @pytest.mark.parametrize("driver", ["cuGraphLaunch"], indirect=True)

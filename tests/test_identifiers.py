@@ -129,8 +129,10 @@ def test_a_key_must_be_secret_and_long(tmp_path, key):
 
 
 def test_a_key_goes_with_hashed_identifiers_only(tmp_path, archive, tiny_model, key):
-    for options in ({"identifiers": "hashed"}, {"key": key}, {"identifiers": "none", "key": key}):
-        with pytest.raises(UsageError, match="hashed identifiers need a key"):
+    with pytest.raises(UsageError, match="hashed identifiers need a key"):
+        run(archive, tmp_path / "r.parquet", tiny_model, identifiers="hashed")
+    for options in ({"key": key}, {"identifiers": "none", "key": key}):
+        with pytest.raises(UsageError, match="a key is for hashed identifiers"):
             run(archive, tmp_path / "r.parquet", tiny_model, **options)
 
 

@@ -52,7 +52,7 @@ def test_threshold_without_negatives_is_refused() -> None:
 def test_operating_points_count_their_negatives_and_fit_the_card() -> None:
     labels = cohort([0] * 20 + [1] * 20, [0] * 30 + [1] * 10, ["a"] * 40)
     scores = np.tile(np.linspace(0, 1, 40, dtype=np.float32)[:, None], (1, 3))
-    points = operating_points(Predictions(scores, np.zeros((40, 2, 224, 224), np.uint8)), labels)
+    points = operating_points(scores, labels)
     assert set(points) == {"90", "99"}
     point = OperatingPoint(**points["90"])
     assert point.negatives == {"unhealthy": 20, "covid": 30}

@@ -140,6 +140,7 @@ def test_a_retry_takes_the_place_of_the_failed_row(tmp_path, night, pictures, fo
     locked.write_bytes(good)
     add(pictures, "later.png", seed=3)
     report = night(out=out, retry_failed=True)
+    assert report.unchanged == len(before) - 1  # the new file is none of them
     after = rows(Path(out))
     assert after["4.png"]["status"] == "ok"
     # A file has what its night had; a folder takes what came since.
@@ -334,7 +335,7 @@ def test_a_retry_of_other_settings_is_refused(tmp_path, night, pictures):
     (pictures / "broken.png").write_bytes(b"")
     out = tmp_path / "r.parquet"
     night(out=out)
-    with pytest.raises(UsageError, match="another identifiers or key"):
+    with pytest.raises(UsageError, match="keeps no key, so with --identifiers none"):
         night(out=out, retry_failed=True, identifiers="none")
     moved = shutil.copytree(pictures, tmp_path / "elsewhere")
     with pytest.raises(UsageError, match="another input folder"):

@@ -33,7 +33,7 @@ from comit.training.loop import (
     pick_device,
     train,
 )
-from comit.training.report import evaluate_run, table
+from comit.training.report import table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL: dict[str, Any] = {"width": 1 / 64, "epochs": 2, "batch_size": 4}
@@ -298,13 +298,9 @@ def test_boxes_land_where_the_image_has_them(manifest: Path) -> None:
     assert [top, bottom, left, right] == [round(224 * e) for e in expected]
 
 
-def test_evaluate_run_restores_a_lost_report(finished: Path, manifest: Path) -> None:
-    path = finished / "run.json"
-    whole = json.loads(path.read_text())
-    bare = {k: v for k, v in whole.items() if not k.startswith(("test", "operating"))}
-    path.write_text(json.dumps(bare))
-    assert evaluate_run(finished, manifest, device="cpu", console=QUIET) == whole
-    assert json.loads(path.read_text()) == whole
+def test_the_last_epochs_see_whole_images() -> None:
+    with pytest.raises(UsageError, match="28 of 20 epochs would see small images"):
+        replace(TrainConfig.strong(), epochs=20)
 
 
 def test_the_table_puts_model_and_no_model_side_by_side() -> None:

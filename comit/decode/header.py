@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import pydicom
 from pydicom.dataelem import RawDataElement
@@ -51,7 +51,6 @@ TAGS = (
     + [0x00540220, 0x20500020]
     + [0x60000102 + (group << 17) for group in range(16)]  # OverlayBitPosition
 )
-Tags: Final = frozenset(TAGS)
 
 
 def is_dicom(data: bytes) -> bool:

@@ -150,7 +150,7 @@ def _load(
 ) -> Engine:
     backend = BACKENDS[name]
     if missing := _missing(name):
-        extra = backend.extra if device == "cpu" else "gpu"
+        extra = "gpu" if name == "onnxruntime" and device != "cpu" else backend.extra
         raise MissingExtra(f"engine {name} ({', '.join(missing)})", extra)
     kind = getattr(import_module(backend.module), backend.engine)
     told = {"progress": progress} if backend.tells and progress else {}

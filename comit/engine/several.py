@@ -26,15 +26,12 @@ class Several(Engine):
         self.batch_size = min(e.batch_size for e in engines)
         self.lanes = sum(e.lanes for e in engines)
         self.takes_samples = all(e.takes_samples for e in engines)
-        self._gather_notes()
+        self.notes = tuple(f"{e.device}: {note}" for e in self._engines for note in e.notes)
         self._free: SimpleQueue[Engine] = SimpleQueue()
         for lane in range(max(e.lanes for e in engines)):  # in turn: the first batches go apart
             for engine in engines:
                 if lane < engine.lanes:
                     self._free.put(engine)
-
-    def _gather_notes(self) -> None:
-        self.notes = tuple(f"{e.device}: {note}" for e in self._engines for note in e.notes)
 
     @contextmanager
     def _one(self) -> Iterator[Engine]:
@@ -57,9 +54,11 @@ class Several(Engine):
     def open_decoder(self) -> None:
         """Opens that of each; :attr:`formats` are those of all."""
         for engine in self._engines:
+            before = len(engine.notes)
             engine.open_decoder()
+            news = [f"{engine.device}: {note}" for note in engine.notes[before:]]
+            self.notes = (*self.notes, *news)
         self.formats = frozenset.intersection(*(e.formats for e in self._engines))
-        self._gather_notes()
 
     def screen(self, pictures: Pictures) -> Screened:
         """See :meth:`Engine.screen`."""

@@ -106,7 +106,7 @@ class TensorRtEngine(Engine):
         lanes: SimpleQueue[_Lane] = SimpleQueue()
         for _ in range(self.lanes):
             lane = _Lane(self._gpu, self._engine, self.batch_size, DTYPES[self.precision])
-            self.graph = lane.graph
+            self.graph = lane.graph is not None
             lanes.put(lane)
         return lanes
 
@@ -180,8 +180,7 @@ class _Lane:
             self._context.set_tensor_address(name, memory.address)
         # What a batch leaves unfilled is computed too: it must be numbers.
         gpu.clear(self._memory["images"], self.images.nbytes, self._stream)
-        self._enqueue = self._fastest() if batch_size <= SMALL else self._execute
-        self.graph = self._enqueue != self._execute
+        self.graph = self._faster_graph() if batch_size <= SMALL else None
         images, masks = self._memory["images"], self._memory["masks"]
         self.screening = Screening(gpu, self._stream, images, masks, dtype == np.float16)
 
@@ -203,25 +202,24 @@ class _Lane:
 
     def _start(self) -> None:
         """The engine, and its scores on their way to the host."""
-        self._enqueue()
+        (self.graph or self._execute)()
         self._gpu.download(self.scores, self._memory["scores"], self._stream)
 
     def _execute(self) -> None:
         if not self._context.execute_async_v3(self._gpu.handle(self._stream)):
             raise RuntimeError("TensorRT did not run the engine")
 
-    def _fastest(self) -> Callable[[], None]:
-        """The engine kernel by kernel or as one CUDA graph, whichever takes less time.
+    def _faster_graph(self) -> Callable[[], None] | None:
+        """The engine as one CUDA graph, where that gives the same answers in less time.
 
-        For few images, starting the kernels takes longer than running them. A graph is taken only
-        where it gives the same answers.
+        For few images, starting kernels one by one takes longer than running them.
         """
         self._answers(self._execute)  # TensorRT settles what depends on the shape in the first run
         graph = self._gpu.graph(self._execute, self._stream)
         expected = self._answers(self._execute)
         if graph is None or self._answers(graph) != expected:
-            return self._execute
-        return min((self._execute, graph), key=self._seconds)
+            return None
+        return graph if self._seconds(graph) < self._seconds(self._execute) else None
 
     def _answers(self, run: Callable[[], None]) -> list[bytes]:
         """What ``run`` makes of the images that are there."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 
@@ -14,9 +15,9 @@ def captured(work: Callable[[], object], stream: int) -> Callable[[], None] | No
     """What ``work`` puts on the CUstream ``stream``, recorded; calling the result does it again.
 
     Nothing is done while it is recorded, and the addresses stay those of then. None where CUDA or
-    ``work``, by an exception, does not go along, or cuda-bindings are not installed: the stream is
-    then as before. CUDA C++ Programming Guide, "Creating a Graph Using Stream Capture"; the mode is
-    the one in which other threads may go on allocating memory.
+    ``work``, by a RuntimeError, does not go along, or cuda-bindings are not installed: the stream
+    is then as before. CUDA C++ Programming Guide, "Creating a Graph Using Stream Capture"; the mode
+    is the one in which other threads may go on allocating memory.
     """
     try:
         from cuda.bindings import driver
@@ -29,17 +30,20 @@ def captured(work: Callable[[], object], stream: int) -> Callable[[], None] | No
             raise RuntimeError(f"{function.__name__}: {status.name}")
         return found[0] if found else None
 
-    try:
+    def record() -> Any:
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         done(driver.cuStreamBeginCapture, stream, mode)
-        try:
-            work()
-        finally:  # whatever became of it: this ends the capture, also one that CUDA has broken off
-            status, graph = driver.cuStreamEndCapture(stream)
-        if status != driver.CUresult.CUDA_SUCCESS:
-            return None
-        executable = done(driver.cuGraphInstantiate, graph, 0)
-        done(driver.cuGraphDestroy, graph)
+        with ExitStack() as ending:
+            # Whatever becomes of it: this ends the capture, also one that CUDA has broken off.
+            try:
+                work()
+            finally:
+                graph = done(driver.cuStreamEndCapture, stream)
+                ending.callback(driver.cuGraphDestroy, graph)
+            return done(driver.cuGraphInstantiate, graph, 0)
+
+    try:
+        executable = record()
     except RuntimeError:  # a call's status, no driver, TensorRT
         return None
 

@@ -25,7 +25,7 @@ from comit.training.loop import (
     predict,
     replace_file,
 )
-from comit.training.metrics import Predictions, operating_points
+from comit.training.metrics import negatives, operating_points
 from comit.training.opened import open_network
 
 Method = Literal["platt", "isotonic"]
@@ -54,18 +54,18 @@ def calibrate(
     console = console or Console()
     if model == "bundled":
         raise UsageError("the bundled model stays as it is; give a copy: comit export onnx bundled")
+    if folds and work is None:
+        raise UsageError("folds need a folder for what is trained; give --work")
     opened = open_network(model)
     chosen = pick_device(device)
     rows = read_manifest(manifest)
     wanted = ("train", "val") if folds else ("val",)
     rows = [r for r in rows if r["split"] in wanted]
     if not rows:
-        raise UsageError(f"{manifest} has no rows with split 'val'")
+        raise UsageError(f"{manifest} has no rows with split {' or '.join(map(repr, wanted))}")
     with console.progress("reading", len(rows)) as step:
         cohort = load(rows, manifest.parent, workers, step)
-    if folds:
-        if work is None:
-            raise UsageError("folds need a folder for what is trained; give --work")
+    if work is not None and folds:
         scores = out_of_fold(cohort, folds, config or TrainConfig(), work, chosen, console)
         origin = f"{folds} folds of train and val by patient, each scored by a network of the rest"
     else:
@@ -90,17 +90,13 @@ def points(scores: NDArray[np.float32], cohort: Cohort, origin: str) -> dict[str
     from scipy.stats import binomtest
 
     try:
-        found = operating_points(Predictions(scores, np.zeros((0, 2, 0, 0), np.uint8)), cohort)
+        found = operating_points(scores, cohort)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    negatives = {
-        "unhealthy": scores[cohort.unhealthy == 0, 0],
-        "covid": scores[cohort.findings[:, 0] == 0, 1],
-    }
     made = {}
     for percent, point in found.items():
         interval = {}
-        for task, values in negatives.items():
+        for task, values in negatives(scores, cohort).items():
             below = int(np.count_nonzero(values < np.float32(point[task])))
             low, high = binomtest(below, len(values)).proportion_ci(0.95, "exact")
             interval[task] = [float(low), float(high)]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from comit.bench.machine import machine
 from comit.console import Console
-from comit.errors import UsageError
+from comit.errors import Unavailable, UsageError
 from comit.training import mask_rcnn
 from comit.training.augment import Augmentation
 from comit.training.crop import crop_to_lungs
@@ -136,7 +136,8 @@ def compare(
     spread of figure 8. ``model`` gives the embeddings for scikit-learn's rows, and the lungs that
     are cropped to. Figures are of ``test``, and the epoch is chosen on ``val``. ``out/ROW-SEED``
     keeps a run: a finished one is not repeated, an interrupted one goes on. Rows that cannot be
-    run, for want of a package, say so. Raises UsageError.
+    run, for want of a package, say so. Raises UsageError, also where a row is there that was run
+    with other options.
     """
     console = console or Console()
     rows = {r.name: r for r in TABLES[table]}
@@ -151,11 +152,15 @@ def compare(
         row = rows[name]
         for seed in seeds:
             place = out / f"{name}-{seed}"
+            options = replace(config, seed=seed, tasks=row.tasks, **row.change)
+            about = _about(row, options, model)
             if (place / "row.json").exists():
+                kept = json.loads((place / "row.json").read_text(encoding="utf-8"))
+                if changed := [k for k in about if kept.get(k) != about[k]]:
+                    raise UsageError(f"{place} is of another {changed[0]}; choose another --out")
                 continue
             place.mkdir(parents=True, exist_ok=True)
             console.line(f"{name}, seed {seed}")
-            options = replace(config, seed=seed, tasks=row.tasks, **row.change)
             try:
                 if row.network == "embedding":
                     said = _embedded(name, model, cohorts, chosen, seed)
@@ -163,14 +168,14 @@ def compare(
                     said = _detected(row, cohorts, place, options, chosen, console)
                 else:
                     said = _trained(row, cohorts, model, place, options, chosen, console)
-            except UsageError as error:
+            except Unavailable as error:
                 missing[name] = str(error)
                 continue
             figures = {s: measured(p, cohorts[s], row.tasks) for s, p in said.items()}
             interval = None
             if "covid_auc_within" in figures["test"]:
                 interval = within_interval(said["test"].scores[:, 1], cohorts["test"])
-            _keep(place, row, options, figures, interval, model)
+            _keep(place, name, about | {"seed": seed}, figures, interval)
     lines = page(table, out, missing, without_model(cohorts["train"], cohorts["test"]), cohorts)
     text = "\n".join(lines) + "\n"
     replace_file(out / f"{table}.md", lambda p: p.write_text(text, encoding="utf-8"))
@@ -347,25 +352,31 @@ def _embedded(
     }
 
 
+def _about(row: Row, config: TrainConfig, model: str) -> dict[str, Any]:
+    """What the figures of a row depend on, as JSON gives it back."""
+    about: dict[str, Any] = {}
+    if row.network == "embedding" or row.crop:
+        about["model"] = model
+    if row.network != "embedding":
+        about["training"] = asdict(config)
+    found: dict[str, Any] = json.loads(json.dumps(about))
+    return found
+
+
 def _keep(
     place: Path,
-    row: Row,
-    config: TrainConfig,
+    name: str,
+    about: dict[str, Any],
     figures: dict[str, dict[str, float]],
     interval: list[float] | None,
-    model: str,
 ) -> None:
     kept = {
-        "row": row.name,
-        "seed": config.seed,
+        "row": name,
         "figures": figures["test"],
         "covid_auc_within_interval": interval,
         "val": figures["val"],
         "machine": machine(),
+        **about,
     }
-    if row.network == "embedding" or row.crop:
-        kept["model"] = model
-    if row.network != "embedding":
-        kept["training"] = asdict(config)
     text = json.dumps(kept, indent=1) + "\n"
     replace_file(place / "row.json", lambda p: p.write_text(text, encoding="utf-8"))

@@ -60,6 +60,16 @@ class TrainConfig:
     adversary: float = 0.0  # how much the encoder unlearns the source, see :mod:`.adversary`
     mix: float = 0.0  # both parameters of the Beta distribution of :mod:`.mix`; 0 mixes nothing
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for what cannot be trained as asked."""
+        if self.small_epochs >= self.epochs:
+            raise UsageError(
+                f"{self.small_epochs} of {self.epochs} epochs would see small images, and the last "
+                "must not: give fewer --small-epochs"
+            )
+        if self.mix and self.adversary:
+            raise UsageError("a mixed image has no one source to unlearn: --mix or --adversary")
+
     @staticmethod
     def strong() -> TrainConfig:
         """The best by val of what bench/results/2026-11-22-study.md compares."""
@@ -236,10 +246,6 @@ class Trainer:
         teachers: Sequence[Path] = (),
         build: Callable[[NetworkConfig], COMiTNet] = COMiTNet,
     ) -> None:
-        if config.mix and config.adversary:
-            raise UsageError(
-                "a mixed image has no one source for an adversary; leave one of them out"
-            )
         self.train, self.val, self.out, self.config = train, val, out, config
         self.device, self.console = device, console
         self.init = init.name if init is not None else None

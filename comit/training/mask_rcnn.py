@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from comit.console import Console
-from comit.errors import UsageError
+from comit.errors import Unavailable
 from comit.training.augment import augment
 from comit.training.calibrate import subset
 from comit.training.data import Cohort
@@ -98,7 +98,7 @@ def build(train: Cohort) -> nn.Module:
     try:
         ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
     except RuntimeError as error:
-        raise UsageError(
+        raise Unavailable(
             "Mask R-CNN needs torchvision's compiled operators, which do not load beside torch "
             f"{torch.__version__}"
         ) from error

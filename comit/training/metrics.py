@@ -103,23 +103,27 @@ def classification(scores: NDArray[np.generic], cohort: Cohort) -> dict[str, flo
     return {k: v for k, v in figures.items() if not np.isnan(v)}
 
 
-def operating_points(predictions: Predictions, cohort: Cohort) -> dict[str, dict[str, Any]]:
+def negatives(scores: NDArray[np.float32], cohort: Cohort) -> dict[str, NDArray[np.float32]]:
+    """Scores of healthy images for ``unhealthy``, of images without COVID-19 for ``covid``."""
+    return {
+        "unhealthy": scores[cohort.unhealthy == 0, 0],
+        "covid": scores[cohort.findings[:, 0] == 0, 1],
+    }
+
+
+def operating_points(scores: NDArray[np.float32], cohort: Cohort) -> dict[str, dict[str, Any]]:
     """Thresholds at 90 % and 99 % specificity, in the shape of comit.card.OperatingPoint.
 
     A score at or above its threshold is flagged, so the specificity of ``t`` is the share of
     negatives below ``t``; the threshold is the smallest float32 whose specificity reaches the
-    aim. Negatives: healthy images for ``unhealthy``, images without COVID for ``covid``. With
-    fewer than 100 of them 99 % is above the highest; their number stands beside the thresholds.
-    Raises ValueError where there are none.
+    aim. With fewer than 100 :func:`negatives` 99 % is above the highest; their number stands
+    beside the thresholds. Raises ValueError where there are none.
     """
-    negatives = {
-        "unhealthy": predictions.scores[cohort.unhealthy == 0, 0],
-        "covid": predictions.scores[cohort.findings[:, 0] == 0, 1],
-    }
-    counts = {k: len(v) for k, v in negatives.items()}
+    below = negatives(scores, cohort)
+    counts = {k: len(v) for k, v in below.items()}
     return {
         str(percent): {
-            **{k: threshold(v, percent) for k, v in negatives.items()},
+            **{k: threshold(v, percent) for k, v in below.items()},
             "negatives": counts,
         }
         for percent in (90, 99)

@@ -8,15 +8,12 @@ from typing import Any
 import torch
 
 from comit.console import Console
-from comit.training.data import Cohort, read_manifest
+from comit.training.data import Cohort
 from comit.training.loop import (
     load_run,
-    load_splits,
     on_device,
-    pick_device,
     predict,
     read_description,
-    splits,
     write_description,
 )
 from comit.training.metrics import Predictions, baselines, evaluate, operating_points
@@ -32,7 +29,7 @@ def report(predictions: dict[str, Predictions], cohorts: dict[str, Cohort]) -> d
     for split, predicted in predictions.items():
         found[split] = evaluate(predicted, cohorts[split])
         found[f"{split}_baselines"] = baselines(cohorts["train"], cohorts[split])
-    found["operating_points"] = operating_points(predictions["val"], cohorts["val"])
+    found["operating_points"] = operating_points(predictions["val"].scores, cohorts["val"])
     return found
 
 
@@ -51,24 +48,6 @@ def write_report(
     for line in table(description):
         console.line(line)
     return description
-
-
-def evaluate_run(
-    run: Path,
-    manifest: Path,
-    *,
-    device: str = "auto",
-    workers: int = 2,
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """Reports on a run folder, finished or not, with the images of ``manifest``.
-
-    Writes ``val``, ``test``, their baselines and ``operating_points`` into ``run.json`` and prints
-    them; returns what it then holds. Raises UsageError.
-    """
-    console = console or Console()
-    cohorts = load_splits(splits(read_manifest(manifest), manifest), manifest, workers, console)
-    return write_report(run, cohorts, pick_device(device), console)
 
 
 def table(description: dict[str, Any]) -> list[str]:
