@@ -361,7 +361,8 @@ def faults(
 
     found = []
     for figure in everything(SHORT if short else Extent(), list(data), only):
-        click.echo(f"{'ok ' if figure.passed else 'BAD'} {figure.fault}: {figure.figure}", err=str(to) == "-")
+        line = f"{'ok ' if figure.passed else 'BAD'} {figure.fault}: {figure.figure}"
+        click.echo(line, err=str(to) == "-")  # standard output is for the JSON then
         found.append(figure)
     if not found:
         raise UsageError(f"there is no such kind of fault: {', '.join(only)}")
