@@ -538,7 +538,8 @@ def frames_parity(gpu: Device, decoder: Decoder, stream: Any) -> list[Row]:
 
 def runs_parity(gpu: Device, stream: Any) -> Row:
     """Whether run lengths of noise, blobs and plain masks are COCO's, to the letter."""
-    from comit.postprocess import FOREGROUND, encode, rle
+    from comit.postprocess import encode, rle
+    from comit.results import FOREGROUND
 
     rng = np.random.default_rng(0)
     masks = rng.integers(0, 256, (9, 2, 224, 224)).astype(np.uint8)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.bench.steady import steady_rate
+from comit.results import FOREGROUND
 
 if TYPE_CHECKING:
     from comit.engine.base import Engine
@@ -174,7 +175,7 @@ def fed(engine: Engine, images: Iterator[NDArray[np.float32]]) -> Scores:
 
         def infer(batch: NDArray[np.float32]) -> NDArray[np.float32]:
             inference = engine.infer(batch)
-            inference.masks >= 128  # noqa: B015
+            inference.masks >= FOREGROUND  # noqa: B015
             return inference.scores
 
         for batch in images:

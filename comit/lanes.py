@@ -27,7 +27,7 @@ from comit.decode.worker import Done, Task
 from comit.engine.base import Engine, Inference, Screened
 from comit.gpu.batch import Pictures, Source
 from comit.gpu.preprocess import Outcome
-from comit.postprocess import scored_rows, unscored_row
+from comit.postprocess import is_flagged, scored_rows, unscored_row
 from comit.preprocess import SIZE, Presentation
 from comit.results import Row
 from comit.sink import Sink
@@ -231,11 +231,6 @@ class Lanes:
     def _spent(self, stage: str, seconds: float) -> None:
         with self._mutex:
             self.seconds[stage] += seconds
-
-
-def is_flagged(row: Row) -> bool:
-    """Whether a row is at or above a threshold of the operating point."""
-    return bool(row.flag_unhealthy or row.flag_covid)
 
 
 def preprocessed(done: Done, outcome: Outcome) -> Done:

@@ -12,9 +12,8 @@ from comit.decode.worker import Done
 from comit.engine.base import Inference, Screened
 from comit.preprocess import SIZE
 from comit.reasons import Fail, Skip
-from comit.results import Row
+from comit.results import FOREGROUND, Row
 
-FOREGROUND = 128  # of 255: the first value above probability 0.5, the paper's threshold (4.1)
 SKIPS = frozenset(str(s) for s in Skip)
 
 
@@ -34,6 +33,11 @@ class Runs(NamedTuple):
     disease: NDArray[np.uint16]
     lung_area: int
     inside: int  # of the disease, inside the lungs
+
+
+def is_flagged(row: Row) -> bool:
+    """Whether a row is at or above a threshold of the operating point."""
+    return bool(row.flag_unhealthy or row.flag_covid)
 
 
 def scored_rows(
@@ -59,7 +63,7 @@ def scored_rows(
             row = row._replace(
                 flag_unhealthy=unhealthy >= point.unhealthy, flag_covid=covid >= point.covid
             )
-        if masks == "all" or (masks == "flagged" and (row.flag_unhealthy or row.flag_covid)):
+        if masks == "all" or (masks == "flagged" and is_flagged(row)):
             row = row._replace(**encoded(mask)._asdict())
         rows.append(row)
     return rows

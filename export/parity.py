@@ -18,6 +18,7 @@ from comit.engine.base import Inference
 from comit.engine.onnxruntime import OnnxRuntimeEngine
 from comit.errors import ItemError, ParityError, UsageError
 from comit.model.network import COMiTNet
+from comit.results import FOREGROUND
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm"}
 IMAGES = 16  # of a folder, spread over its sorted names
@@ -96,9 +97,7 @@ def compare(
 ) -> Parity:
     """How far an engine is from (N, 3) scores and (N, 2, 224, 224) probabilities of PyTorch."""
     lung, disease = (
-        # 128 / 255 is above 0.5
-        _pooled_iou(masks[:, i] >= 0.5, theirs.masks[:, i] >= 128)
-        for i in range(2)
+        _pooled_iou(masks[:, i] >= 0.5, theirs.masks[:, i] >= FOREGROUND) for i in range(2)
     )
     # np.max keeps a NaN, and a NaN is not within the tolerance.
     score = float(np.max(np.abs(scores - theirs.scores)))

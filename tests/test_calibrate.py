@@ -162,6 +162,14 @@ def test_the_bundled_model_and_folds_without_a_folder_are_refused(
         calibrate(str(finished), cohort_manifest, folds=2, device="cpu", console=QUIET)
 
 
+def test_options_of_folds_alone_are_refused_without_them(
+    finished: Path, cohort_manifest: Path, tmp_path: Path
+) -> None:
+    for option in (["--work", str(tmp_path / "work")], ["--epochs", "3"]):
+        done = CliRunner().invoke(command, [str(finished), str(cohort_manifest), *option])
+        assert isinstance(done.exception, UsageError) and "--folds" in str(done.exception)
+
+
 def test_what_info_shows_of_a_calibrated_card(tiny_model: Path, tmp_path: Path) -> None:
     from comit.summary import information
 

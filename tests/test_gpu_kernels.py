@@ -23,9 +23,10 @@ from comit.gpu.compile import KERNELS
 from comit.gpu.png import read_rows
 from comit.gpu.preprocess import Outcome, Preprocessor
 from comit.gpu.runs import RunLengths
-from comit.postprocess import FOREGROUND, encoded
+from comit.postprocess import encoded
 from comit.preprocess import Lut, Presentation, Window, preprocess
 from comit.reasons import Fail
+from comit.results import FOREGROUND
 
 TOLERANCE = 1e-3  # what the GPU may differ by in a pixel
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not here")

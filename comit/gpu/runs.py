@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from comit.gpu.batch import RUNS
 from comit.gpu.device import Device, Memory, Room
 from comit.gpu.preprocess import CELLS
-from comit.postprocess import FOREGROUND, Runs
+from comit.postprocess import Runs
 from comit.preprocess import SIZE
+from comit.results import FOREGROUND
 
 EXPECTED = 2048  # boundaries an image that come back with the table; a second copy brings more
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from comit.config import usable_cores
-from comit.errors import MissingExtra
+from comit.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
     from comit.training.loop import TrainConfig
@@ -27,6 +27,15 @@ RECIPE = click.option(
     show_default=True,
     help="default: AdamW, one cycle, averaged weights. paper: section 3.3, as printed. strong: "
     "the best measured: sources balanced, more variation, small images first.",
+)
+
+WIDTH = click.option("--width", type=click.FloatRange(0, 4, min_open=True), help="Channel factor.")
+EPOCHS = click.option("--epochs", type=click.IntRange(1), help="Passes over the training images.")
+SMALL_EPOCHS = click.option(
+    "--small-epochs", type=click.IntRange(0), help="How many of them see small images."
+)
+LEARNING_RATE = click.option(
+    "--lr", "learning_rate", type=click.FloatRange(0, min_open=True), help="Step size."
 )
 
 
@@ -50,9 +59,9 @@ def recipe_config(recipe: str, given: dict[str, Any]) -> TrainConfig:
     help="Folder of the run: weights, checkpoint, figures.",
 )
 @RECIPE
-@click.option("--width", type=click.FloatRange(0, 4, min_open=True), help="Channel factor.")
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the training images.")
-@click.option("--small-epochs", type=click.IntRange(0), help="How many of them see small images.")
+@WIDTH
+@EPOCHS
+@SMALL_EPOCHS
 @click.option("--balance", type=click.FloatRange(0, 1), help="Weight of rare groups; 0 is none.")
 @click.option("--soften", type=click.FloatRange(0, 1), help="Teachers' share in class labels.")
 @click.option("--adversary", type=click.FloatRange(0), help="Unlearning of the source; 0 is none.")
@@ -62,7 +71,7 @@ def recipe_config(recipe: str, given: dict[str, Any]) -> TrainConfig:
     help="Mixup across sources, shares from Beta(X, X); 0 is none.",
 )
 @click.option("--batch-size", type=click.IntRange(2), help="Images a step.")
-@click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True), help="Step size.")
+@LEARNING_RATE
 @click.option("--seed", type=click.IntRange(0), help="Start of every random number.")
 @DEVICE
 @click.option(
@@ -141,9 +150,9 @@ def train(
 )
 @click.option("--work", type=FOLDER, help="Folder of what --folds trains; resumed if there.")
 @RECIPE
-@click.option("--epochs", type=click.IntRange(1), help="Passes of each fold's training.")
-@click.option("--small-epochs", type=click.IntRange(0), help="How many of them see small images.")
-@click.option("--width", type=click.FloatRange(0, 4, min_open=True), help="Channel factor.")
+@EPOCHS
+@SMALL_EPOCHS
+@WIDTH
 @DEVICE
 @WORKERS
 def calibrate(
@@ -168,6 +177,8 @@ def calibrate(
         from comit.training.calibrate import calibrate as run
     except ModuleNotFoundError as error:
         raise MissingExtra("comit calibrate", "train") from error
+    if not folds and (work or any(v is not None for v in given.values())):
+        raise UsageError("--work, --epochs, --small-epochs and --width are for what --folds trains")
     run(
         model,
         manifest,
@@ -252,12 +263,10 @@ def _comparison(table: str, help_text: str, short: str) -> click.Command:
         help="Whose embeddings scikit-learn's rows learn from, and whose lungs are cropped to.",
     )
     @RECIPE
-    @click.option("--width", type=click.FloatRange(0, 4, min_open=True), help="Channel factor.")
-    @click.option("--epochs", type=click.IntRange(1), help="Passes over the training images.")
-    @click.option(
-        "--small-epochs", type=click.IntRange(0), help="How many of them see small images."
-    )
-    @click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True))
+    @WIDTH
+    @EPOCHS
+    @SMALL_EPOCHS
+    @LEARNING_RATE
     @DEVICE
     @WORKERS
     def command(

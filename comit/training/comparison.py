@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from comit.bench.machine import machine
 from comit.console import Console
 from comit.errors import Unavailable, UsageError
+from comit.results import FOREGROUND
 from comit.training import mask_rcnn
 from comit.training.augment import Augmentation
 from comit.training.crop import crop_to_lungs
@@ -194,7 +195,7 @@ def measured(predictions: Predictions, cohort: Cohort, tasks: tuple[int, ...]) -
         figures["sensitivity_at_99"] = sensitivity_at(covid[known], score[known], 0.99)
         figures["sensitivity_at_90"] = sensitivity_at(covid[known], score[known], 0.90)
         figures["equal_error_rate"] = equal_error_rate(covid[known], score[known])
-    masks = predictions.masks >= 128
+    masks = predictions.masks >= FOREGROUND
     drawn = segmentation(masks[:, 0], masks[:, 1], cohort)
     wanted = {1: ("lung_iou",), 2: ("disease_tpr", "disease_dice")}
     return figures | {

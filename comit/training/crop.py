@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from comit.model.network import COMiTNet
+from comit.results import FOREGROUND
 from comit.training.data import Cohort
 from comit.training.loop import predict
 
@@ -24,7 +25,7 @@ def crop_to_lungs(cohort: Cohort, network: COMiTNet, device: torch.device) -> Co
     The box holds all pixels of a lung probability of one half or more. An image without lungs
     stays whole.
     """
-    lungs = predict(network, cohort.images, device).masks[:, 0] >= 128
+    lungs = predict(network, cohort.images, device).masks[:, 0] >= FOREGROUND
     boxes = [box(mask) for mask in lungs]
 
     def cut(arrays: NDArray[Pixel], method: int) -> NDArray[Pixel]:

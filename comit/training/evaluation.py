@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.card import OUTPUTS, Card
+from comit.results import FOREGROUND
 from comit.training.calibrate import calibrated, labels_of
 from comit.training.data import UNKNOWN, Cohort
 from comit.training.metrics import Predictions, area_under_roc, per_image, without_model
@@ -220,7 +221,7 @@ def _masks(
 ) -> dict[str, dict[str, Any]]:
     """Means over annotated images, in all and within each source; COVID called unhealthy."""
     ours, theirs = (
-        per_image(p.masks[:, 0] >= 128, p.masks[:, 1] >= 128, cohort)
+        per_image(p.masks[:, 0] >= FOREGROUND, p.masks[:, 1] >= FOREGROUND, cohort)
         for p in (predictions, without)
     )
     covid = cohort.findings[:, 0] == 1

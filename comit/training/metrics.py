@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from comit.results import FOREGROUND
 from comit.training.data import UNKNOWN, Cohort
 
 
@@ -141,7 +142,7 @@ def threshold(negatives: NDArray[np.float32], percent: int) -> float:
 
 def evaluate(predictions: Predictions, cohort: Cohort) -> dict[str, float]:
     """All figures of a model on a cohort, masks at probability 0.5 (the paper's 4.1)."""
-    masks = predictions.masks >= 128  # 128 / 255 is the first value above 0.5
+    masks = predictions.masks >= FOREGROUND
     return {
         **classification(predictions.scores, cohort),
         **segmentation(masks[:, 0], masks[:, 1], cohort),

@@ -17,6 +17,7 @@ from comit.card import OUTPUTS
 from comit.console import Console
 from comit.errors import MissingExtra, UsageError
 from comit.model.network import COMiTNet
+from comit.results import FOREGROUND
 from comit.training.calibrate import labels_of
 from comit.training.curves import canvas
 from comit.training.data import UNKNOWN, Cohort, load, read_manifest
@@ -309,7 +310,7 @@ def _gradcam(network: COMiTNet, cohort: Cohort, predictions: Predictions) -> Fig
 
 
 def _examples(cohort: Cohort, predictions: Predictions) -> Figure | None:
-    masks = predictions.masks >= 128
+    masks = predictions.masks >= FOREGROUND
     dice = per_image(masks[:, 0], masks[:, 1], cohort)["disease_dice"]
     order = np.argsort(dice)[: np.count_nonzero(~np.isnan(dice))][:EXAMPLES]
     if not len(order):
