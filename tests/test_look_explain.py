@@ -23,7 +23,7 @@ save_file = pytest.importorskip("safetensors.torch").save_file
 from comit.export.to_onnx import load_network  # noqa: E402
 from comit.look.explain import GradCam  # noqa: E402
 from comit.training.gradcam import gradcam  # noqa: E402
-from comit.training.loop import WEIGHTS, write_description  # noqa: E402
+from comit.training.runs import WEIGHTS, write_description  # noqa: E402
 
 
 @pytest.mark.parametrize("task", ["unhealthy", "covid"])

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from training_runs import QUIET, TINY, rows, write
 
 from comit.card import OperatingPoint
-from comit.errors import UsageError
+from comit.errors import ModelError, UsageError
 from comit.model.network import COMiTNet, NetworkConfig
 from comit.training.cli import train as command
 from comit.training.curves import draw_curves
@@ -29,11 +29,12 @@ from comit.training.loop import (
     Trainer,
     averaging,
     label_weights,
-    load_run,
     pick_device,
     train,
 )
+from comit.training.opened import open_network
 from comit.training.report import table
+from comit.training.runs import load_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL: dict[str, Any] = {"width": 1 / 64, "epochs": 2, "batch_size": 4}
@@ -245,6 +246,23 @@ def test_a_run_starts_from_the_weights_of_another(finished: Path, manifest: Path
     with pytest.raises(UsageError, match="another width"):
         wide = replace(TINY, width=1 / 16)
         Trainer(cohort, cohort, finished, wide, torch.device("cpu"), finished, QUIET)
+
+
+def test_a_run_goes_on_from_the_bundled_model_and_is_taught_by_it(
+    manifest: Path, tmp_path: Path
+) -> None:
+    cohort = load(read_manifest(manifest)[:4], manifest.parent)
+    bundled, config = Path("bundled"), replace(TINY, width=0.25)
+    device = torch.device("cpu")
+    trainer = Trainer(cohort, cohort, tmp_path, config, device, bundled, QUIET, [bundled])
+    state = open_network("bundled").network.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in trainer.model.state_dict().items())
+    assert trainer.data.taught.any() and (trainer.data.switches[:, :2] == 1).all()
+    with pytest.raises(UsageError, match="bundled holds a network of another width"):
+        Trainer(cohort, cohort, tmp_path, TINY, device, bundled, QUIET)
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises((UsageError, ModelError), match="nowhere"):
+        train(manifest, tmp_path / "run", TINY, device="cpu", init=nowhere, console=QUIET)
 
 
 def test_paper_recipe_keeps_its_learning_rate(manifest: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.card import BUNDLED, open_model
+from comit.card import BUNDLED
 from comit.decode import Image
 from comit.errors import MissingExtra
 from comit.preprocess import preprocess
@@ -22,12 +22,10 @@ class GradCam:
 
     def __init__(self, model: Path | None, task: Literal["unhealthy", "covid"]) -> None:
         try:
-            from comit.export.to_onnx import load_network
-            from comit.training.loop import load_run
+            from comit.training.opened import network_of
         except ImportError as error:
             raise MissingExtra("Grad-CAM", "train") from error
-        model = model or BUNDLED
-        self._network = load_run(model) if model.is_dir() else load_network(open_model(model)[1])
+        self._network = network_of(model or BUNDLED)
         self._task = task
 
     def __call__(self, image: Image) -> NDArray[np.float32]:

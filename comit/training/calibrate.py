@@ -18,15 +18,10 @@ from comit.card import OUTPUTS, Card, OperatingPoint
 from comit.console import Console
 from comit.errors import UsageError
 from comit.training.data import UNKNOWN, Cohort, load, read_manifest
-from comit.training.loop import (
-    TrainConfig,
-    Trainer,
-    pick_device,
-    predict,
-    replace_file,
-)
+from comit.training.loop import TrainConfig, Trainer, pick_device, predict
 from comit.training.metrics import negatives, operating_points
 from comit.training.opened import open_network
+from comit.training.runs import replace_file
 
 Method = Literal["platt", "isotonic"]
 

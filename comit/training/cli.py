@@ -76,18 +76,19 @@ def recipe_config(recipe: str, given: dict[str, Any]) -> TrainConfig:
 @DEVICE
 @click.option(
     "--init",
-    type=click.Path(exists=True, path_type=Path),
-    metavar="VGG16|RUN",
+    type=click.Path(path_type=Path),
+    metavar="VGG16|MODEL",
     help="Local torchvision VGG16 weights (.pth, .safetensors) for the encoder, width 1 alone; or "
-    "an earlier run's folder.",
+    "a network to go on from: an earlier run's folder, an .onnx file of comit's, or bundled.",
 )
 @click.option(
     "--teacher",
     "teachers",
     multiple=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="RUN",
-    help="Earlier run whose masks stand in where an image has none; may be repeated.",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="Network, named as for --init, whose masks stand in where an image has none; may be "
+    "repeated.",
 )
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of RUN.")
 @click.option("--test", is_flag=True, help="Report on test as well, once all choices are made.")

@@ -32,20 +32,19 @@ from comit.training.evaluation import (
     sensitivity_at,
 )
 from comit.training.loop import (
-    WEIGHTS,
     TrainConfig,
     Trainer,
     load_splits,
     on_device,
     pick_device,
     predict,
-    replace_file,
     splits,
 )
 from comit.training.metrics import Predictions, area_under_roc, segmentation, without_model
 from comit.training.opened import open_network
 from comit.training.page import embed
 from comit.training.rivals import builder
+from comit.training.runs import WEIGHTS, replace_file
 
 FIGURES = (
     "covid_auc_within",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -30,10 +29,10 @@ from comit.training.curves import CURVES, draw_curves
 from comit.training.data import Cohort, load, read_manifest
 from comit.training.metrics import Predictions, evaluate
 from comit.training.mix import Partners, mixed
+from comit.training.opened import network_of
+from comit.training.runs import WEIGHTS, replace_file, write_description
 
 CHECKPOINT = "checkpoint.pt"  # everything needed to go on
-WEIGHTS = "weights.safetensors"  # the averaged weights of the best epoch
-CONFIG = "run.json"  # what the weights are: network, schedule, epoch, figures
 METRICS = "metrics.csv"  # an epoch a line
 
 
@@ -122,11 +121,12 @@ def train(
 
     Writes ``out/weights.safetensors``, ``run.json``, ``metrics.csv`` (an epoch a line; drawn in
     ``curves.png``) and ``checkpoint.pt``; returns what ``run.json`` holds
-    (:mod:`comit.training.report`). ``init`` is a local VGG16 file for the encoder, or an earlier
-    run to go on from with another recipe;
-    ``teachers`` are earlier runs: masks that an image lacks are taken from them, so that every
-    image trains both decoders, and a share ``config.soften`` of the class labels. With ``resume``
-    it goes on from the last finished epoch and gives, on a CPU bit for bit, the weights of a run
+    (:mod:`comit.training.report`). ``init`` is a local VGG16 file for the encoder, or a network to
+    go on from with another recipe, as :func:`.opened.network_of` takes it: an earlier run, an
+    .onnx file of comit's, or "bundled". ``teachers`` are such networks: masks that an image lacks
+    are taken from them, so that every image trains both decoders, and a share ``config.soften`` of
+    the class labels. With ``resume`` it goes on from the last finished epoch and gives, on a CPU
+    bit for bit, the weights of a run
     that was not interrupted: every random number derives from the seed and the epoch. (The number
     of threads has to be the same too: it decides the order of sums.)
 
@@ -250,7 +250,7 @@ class Trainer:
         self.device, self.console = device, console
         self.init = init.name if init is not None else None
         self.teachers = [run.name for run in teachers]
-        networks = [on_device(load_run(run), device) for run in teachers]
+        networks = [on_device(network_of(t), device) for t in teachers]
         self.data = Resident.of(
             train, device, networks, config.balance, config.soften, config.tasks
         )
@@ -586,44 +586,13 @@ def load_splits(
     return cohorts
 
 
-def read_description(run: Path) -> dict[str, Any]:
-    """What ``run.json`` holds; raises UsageError."""
-    try:
-        described: dict[str, Any] = json.loads((run / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{run} is not a training run: {CONFIG} is missing or damaged") from error
-    return described
-
-
-def write_description(run: Path, description: dict[str, Any]) -> None:
-    """Replaces ``run.json``."""
-    text = json.dumps(description, indent=1) + "\n"
-    replace_file(run / CONFIG, lambda p: p.write_text(text, encoding="utf-8"))
-
-
-def load_run(run: Path) -> COMiTNet:
-    """The trained network of a run folder, in evaluation mode; raises UsageError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    described = read_description(run)
-    try:
-        model = COMiTNet(replace(NetworkConfig(), **described["network"]))
-        model.load_state_dict(load_file(run / WEIGHTS))
-    except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UsageError(
-            f"{run} is not a training run: {WEIGHTS} is missing, damaged or of another network"
-        ) from error
-    return model.eval()
-
-
 def _initialise(model: COMiTNet, path: Path) -> None:
-    """ImageNet weights for the encoder, or all weights of a run; raises UsageError."""
+    """ImageNet weights for the encoder, or all weights of a network; raises UsageError."""
     from safetensors import SafetensorError
 
-    if path.is_dir():
+    if path.suffix not in (".pth", ".pt", ".safetensors"):
         try:
-            model.load_state_dict(load_run(path).state_dict())
+            model.load_state_dict(network_of(path).state_dict())
         except RuntimeError as error:
             raise UsageError(f"{path} holds a network of another width") from error
         return
@@ -640,10 +609,3 @@ def _initialise(model: COMiTNet, path: Path) -> None:
         SafetensorError,
     ) as error:
         raise UsageError(f"{path} cannot be read as VGG16 weights (.pth, .safetensors)") from error
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside ``path`` and renames over it: a kill leaves the old file or the new one."""
-    temporary = path.with_suffix(path.suffix + ".new")
-    write(temporary)
-    temporary.replace(path)

@@ -23,8 +23,9 @@ from comit.errors import Unavailable
 from comit.training.augment import augment
 from comit.training.calibrate import subset
 from comit.training.data import Cohort
-from comit.training.loop import Resident, TrainConfig, replace_file
+from comit.training.loop import Resident, TrainConfig
 from comit.training.rivals import torchvision
+from comit.training.runs import replace_file
 
 SMALLEST = 16  # pixels of an instance; less is a splinter of a moved mask
 CERTAIN = 0.5  # score of an instance that counts

@@ -10,7 +10,7 @@ from comit.errors import UsageError
 from comit.export.cli import run_card
 from comit.export.to_onnx import load_network
 from comit.model.network import COMiTNet
-from comit.training.loop import load_run, read_description, replace_file, write_description
+from comit.training.runs import load_run, read_description, replace_file, write_description
 
 
 @dataclass(frozen=True)
@@ -49,3 +49,8 @@ def open_network(model: str) -> Opened:
         return Opened(load_run(path), run_card(path), path)
     card, content = open_model(path)
     return Opened(load_network(content), card, path)
+
+
+def network_of(model: Path) -> COMiTNet:
+    """The network of :func:`open_network` alone, also of a run that is not finished."""
+    return load_run(model) if model.is_dir() else open_network(str(model)).network

@@ -23,9 +23,10 @@ from comit.training.curves import canvas
 from comit.training.data import UNKNOWN, Cohort, load, read_manifest
 from comit.training.evaluation import EvaluationConfig, evaluation, questions
 from comit.training.gradcam import Task, gradcam
-from comit.training.loop import on_device, pick_device, predict, replace_file
+from comit.training.loop import on_device, pick_device, predict
 from comit.training.metrics import Predictions, per_image
 from comit.training.opened import Opened, open_network
+from comit.training.runs import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

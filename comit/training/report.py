@@ -9,14 +9,9 @@ import torch
 
 from comit.console import Console
 from comit.training.data import Cohort
-from comit.training.loop import (
-    load_run,
-    on_device,
-    predict,
-    read_description,
-    write_description,
-)
+from comit.training.loop import on_device, predict
 from comit.training.metrics import Predictions, baselines, evaluate, operating_points
+from comit.training.runs import load_run, read_description, write_description
 
 
 def report(predictions: dict[str, Predictions], cohorts: dict[str, Cohort]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.config = config
         try:
-            from monai.networks.nets import BasicUNet
+            from monai.networks.nets.basic_unet import BasicUNet
         except ModuleNotFoundError as error:
             raise MissingExtra("the U-Net", "study") from error
         channels = tuple(max(8, round(c * config.width)) for c in (64, 128, 256, 512, 1024, 64))

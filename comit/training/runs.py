@@ -1,0 +1,53 @@
+"""What a training run leaves in its folder, and how it is read again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from comit.errors import UsageError
+from comit.model.network import COMiTNet, NetworkConfig
+
+WEIGHTS = "weights.safetensors"  # the averaged weights of the best epoch
+CONFIG = "run.json"  # what the weights are: network, schedule, epoch, figures
+
+
+def read_description(run: Path) -> dict[str, Any]:
+    """What ``run.json`` holds; raises UsageError."""
+    try:
+        described: dict[str, Any] = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{run} is not a training run: {CONFIG} is missing or damaged") from error
+    return described
+
+
+def write_description(run: Path, description: dict[str, Any]) -> None:
+    """Replaces ``run.json``."""
+    text = json.dumps(description, indent=1) + "\n"
+    replace_file(run / CONFIG, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def load_run(run: Path) -> COMiTNet:
+    """The trained network of a run folder, in evaluation mode; raises UsageError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    described = read_description(run)
+    try:
+        model = COMiTNet(replace(NetworkConfig(), **described["network"]))
+        model.load_state_dict(load_file(run / WEIGHTS))
+    except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UsageError(
+            f"{run} is not a training run: {WEIGHTS} is missing, damaged or of another network"
+        ) from error
+    return model.eval()
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes beside ``path`` and renames over it: a kill leaves the old file or the new one."""
+    temporary = path.with_suffix(path.suffix + ".new")
+    write(temporary)
+    temporary.replace(path)
