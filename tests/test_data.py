@@ -193,6 +193,41 @@ def test_a_collection_is_covid_unless_its_table_says_otherwise(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    ("finding", "expected"),
+    [
+        ("COVID-19 pneumonia", (False, True, False)),
+        ("Healthy", (True, False, False)),
+        ("Pneumonia, not viral", (False, False, True)),
+        ("todo", (None, None, None)),
+        ("Unknown", (None, None, None)),
+    ],
+)
+def test_what_a_collections_finding_says(
+    finding: str, expected: tuple[bool | None, ...], tmp_path: Path
+) -> None:
+    picture(tmp_path / "a.png")
+    table = tmp_path / "table.csv"
+    table.write_text(f'filename,finding\na.png,"{finding}"\n')
+    ((row,), _) = collection(tmp_path, table, "SIRM")
+    assert (row["healthy"], row["covid"], row["other"]) == expected
+
+
+@pytest.mark.parametrize("finding", ["COVID-19 negative", "non-COVID pneumonia", "No COVID"])
+def test_a_finding_that_denies_covid_is_refused(finding: str, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    table = tmp_path / "table.csv"
+    table.write_text(f"filename,finding\na.png,{finding}\n")
+    with pytest.raises(UsageError, match="write Normal, or the other disease's name"):
+        collection(tmp_path, table, "SIRM")
+
+
+def test_counts_need_no_optional_column() -> None:
+    bare = {"path": "a.png", "split": "train", "healthy": True, "covid": False, "other": False}
+    lines = counts([bare, bare | {"view": None}])
+    assert lines[1].split()[-3:] == ["no", "view", "2"]
+
+
+@pytest.mark.parametrize(
     ("tests", "covid"),
     [
         ([(10, True)], True),

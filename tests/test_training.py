@@ -30,11 +30,12 @@ from comit.training.loop import (
     averaging,
     label_weights,
     pick_device,
+    selection_score,
     train,
 )
 from comit.training.opened import open_network
 from comit.training.report import table
-from comit.training.runs import load_run
+from comit.training.runs import load_run, write_description
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL: dict[str, Any] = {"width": 1 / 64, "epochs": 2, "batch_size": 4}
@@ -205,6 +206,32 @@ def test_warm_averages_forget_the_start_in_tens_of_steps() -> None:
     decays = [(1 + n) / (10 + n) for n in range(1, 61)]
     assert warm.module.weight.item() == pytest.approx(np.prod(decays), abs=1e-7)
     assert warm.module.weight.item() < 1e-3
+
+
+def test_heads_that_are_not_trained_do_not_choose_the_epoch() -> None:
+    figures = {
+        "covid_auc_within_a": 0.6,
+        "unhealthy_auc_within_a": 0.9,
+        "unhealthy_auc_within_b": 0.9,
+        "lung_iou": 0.8,
+        "disease_dice": 0.4,
+    }
+    assert selection_score(figures) == pytest.approx((0.8 + 0.4 + 0.8) / 3)
+    assert selection_score(figures, (4,)) == pytest.approx(0.6)
+    assert selection_score(figures, (1, 2)) == pytest.approx(0.6)
+    assert selection_score(figures, (1, 3)) == pytest.approx((0.8 + 0.9) / 2)
+
+
+def test_thresholds_that_were_calibrated_outlive_a_later_report(
+    manifest: Path, tmp_path: Path
+) -> None:
+    run, config = tmp_path / "run", replace(TINY, epochs=1)
+    found = train(manifest, run, config, device="cpu", console=QUIET)
+    points = {k: v | {"origin": "val"} for k, v in found["operating_points"].items()}
+    points["90"]["covid"] = 0.123
+    write_description(run, found | {"operating_points": points, "calibration": {"origin": "val"}})
+    again = train(manifest, run, config, device="cpu", resume=True, test=True, console=QUIET)
+    assert again["operating_points"] == points and "test" in again
 
 
 def test_small_epochs_have_no_figures_and_are_never_published(finished_strong: Path) -> None:

@@ -61,7 +61,9 @@ def counts(rows: Sequence[Row]) -> list[str]:
     """Lines in the shape of the paper's tables 1 to 3, for what was read."""
     words = {True: "healthy", False: "unhealthy", None: "unknown"}
     lines = ["source, healthy or not, view: pictures (tables 1 and 2)"]
-    seen = Counter((r["source"], words[r["healthy"]], r["view"] or "no view") for r in rows)
+    seen = Counter(
+        (r.get("source") or "", words[r["healthy"]], r.get("view") or "no view") for r in rows
+    )
     lines += [f"  {s:22} {h:10} {v:10} {n:7,}" for (s, h, v), n in sorted(seen.items())]
     lines += ["split: masks, findings, views (table 3)"]
     names = ("lung", "disease", "normal", "covid", "others", "PA", "AP", "patients")
@@ -72,8 +74,8 @@ def counts(rows: Sequence[Row]) -> list[str]:
             sum(bool(r.get("lung_boxes") or r.get("lung_mask")) for r in here),
             sum(bool(r.get("disease_boxes") or r.get("disease_mask")) for r in here),
             *(sum(r[k] is True for r in here) for k in ("healthy", "covid", "other")),
-            *(sum(r["view"].startswith(v) for r in here) for v in ("PA", "AP")),
-            len({r["patient_id"] for r in here}),
+            *(sum((r.get("view") or "").startswith(v) for r in here) for v in ("PA", "AP")),
+            len({r.get("patient_id") or r["path"] for r in here}),
         ]
         lines.append(f"  {split:8}" + "".join(f"{n:10,}" for n in numbers))
     return lines

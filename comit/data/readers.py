@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import date
@@ -173,7 +174,8 @@ def collection(folder: Path, table: Path, source: str) -> Found:
 
     Columns: ``filename`` (below ``folder``); optional ``patient`` (else each picture is its own),
     ``view``, ``finding``. Without ``finding`` all are COVID-19: these collections were gathered
-    for it. A view other than PA and AP is left out; an empty one is kept.
+    for it. A view other than PA and AP is left out; an empty one is kept. A finding that says
+    COVID-19 and a negation is refused; todo, unknown and the like are unknown.
     """
     rows = []
     for line in _table(table, ("filename",)):
@@ -182,7 +184,7 @@ def collection(folder: Path, table: Path, source: str) -> Found:
         if words and not view:
             continue
         finding = line.get("finding", "COVID-19").strip()
-        healthy, covid = finding.lower() in ("no finding", "normal"), "covid" in finding.lower()
+        healthy, covid = _said(finding, table)
         path = folder / line["filename"]
         rows.append(
             {
@@ -191,12 +193,28 @@ def collection(folder: Path, table: Path, source: str) -> Found:
                 "patient_id": f"{source}:{line.get('patient') or line['filename']}",
                 "view": view,
                 "finding": finding,
-                "healthy": healthy if finding else None,
-                "covid": covid if finding else None,
-                "other": (not healthy and not covid) if finding else None,
+                "healthy": healthy,
+                "covid": covid,
+                "other": None if healthy is None else not healthy and not covid,
             }
         )
     return _present(rows)
+
+
+def _said(finding: str, table: Path) -> tuple[bool | None, bool | None]:
+    """Healthy and COVID-19 by a finding's words, None where they say neither.
+
+    Raises UsageError for COVID-19 beside a negation, which may be health or another disease.
+    """
+    words = finding.lower()
+    if words in ("", "todo", "unknown", "n/a", "na", "none"):
+        return None, None
+    covid = "covid" in words
+    if covid and set(re.split(r"[^a-z]+", words)) & {"no", "non", "not", "without", "negative"}:
+        raise UsageError(
+            f"{table} has the finding {finding!r}: write Normal, or the other disease's name"
+        )
+    return words in ("no finding", "normal", "healthy"), covid
 
 
 def bimcv(folder: Path) -> Found:

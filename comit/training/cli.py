@@ -26,7 +26,7 @@ RECIPE = click.option(
     default="default",
     show_default=True,
     help="default: AdamW, one cycle, averaged weights. paper: section 3.3, as printed. strong: "
-    "the best measured: sources balanced, more variation, small images first.",
+    "as the bundled model's last runs: sources balanced, more variation, small images first.",
 )
 
 WIDTH = click.option("--width", type=click.FloatRange(0, 4, min_open=True), help="Channel factor.")

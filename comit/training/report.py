@@ -38,7 +38,10 @@ def write_report(
         for split in ("val", "test")
         if split in cohorts
     }
-    description = read_description(run) | report(predictions, cohorts)
+    before, found = read_description(run), report(predictions, cohorts)
+    if "calibration" in before:  # comit calibrate set the thresholds, and they stay
+        found["operating_points"] = before["operating_points"]
+    description = before | found
     write_description(run, description)
     for line in table(description):
         console.line(line)
