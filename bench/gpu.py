@@ -244,7 +244,6 @@ class Suite:
                     found = measure(
                         iter([engine]).__next__, self.settings.repeat, self.settings.seconds
                     )
-                    engine.close()
                     row |= {"p50 ms": found.p50_ms, "p99 ms": found.p99_ms, "lanes": found.lanes}
                     row |= {"images/s": found.images_per_second}
                     row |= {"CUDA graph": getattr(engine, "graph", None)}
@@ -592,11 +591,6 @@ def convolutions(width: float) -> dict[tuple[int, int, int], int]:
                 layer.register_forward_hook(note)
         network(torch.zeros(1, 1, 224, 224))
     return found
-
-
-def loaded(engine: Engine) -> Callable[[], Engine]:
-    """An engine that is here, where a function that loads one is asked for."""
-    return lambda: engine
 
 
 def flops(width: float) -> float:

@@ -12,9 +12,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,14 +138,20 @@ def front(paths: list[Path], seconds: float, policy: Any) -> Share:
     from comit.preprocess import preprocess
 
     took = dict.fromkeys(("read", "decode", "preprocess"), 0.0)
-    images = nbytes = 0
+    images = nbytes = seen = 0
     disk, ahead, buffer = 0.0, cycle(paths), np.empty(0, np.uint8)
     until, limits = time.perf_counter() + 3 * seconds, Limits()
     while not images or time.perf_counter() < until:
+        if not images and seen >= len(paths):
+            break  # each once, and none of them can be screened
         held: list[bytes] = []
         wall, cpu = time.perf_counter(), time.process_time()
-        while sum(map(len, held)) < HELD and len(held) < 32:
-            held.append(read_file(os.fsencode(next(ahead)), limits.file_bytes).data)
+        for file in islice(ahead, 32):
+            seen += 1
+            with suppress(ItemError):  # the pipeline gives it a row that says why
+                held.append(read_file(os.fsencode(file), limits.file_bytes).data)
+            if sum(map(len, held)) >= HELD:
+                break
         took["read"] += time.process_time() - cpu
         disk += time.perf_counter() - wall
         for data in held:
@@ -167,8 +173,6 @@ def front(paths: list[Path], seconds: float, policy: Any) -> Share:
             took["preprocess"] += time.perf_counter() - decoded
             images += 1
         nbytes += sum(map(len, held))
-        if not images and nbytes > 0 and len(held) >= len(paths):
-            break
     return Share(images, nbytes, took, disk)
 
 

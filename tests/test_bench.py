@@ -425,3 +425,13 @@ def test_masks_of_flagged_images_are_compared_with_all(tmp_path, tiny_model, pic
     assert (some["images"], some["flagged_images"]) == (9, 4)
     assert (every["images"], every["flagged_images"]) == (9, 9)
     assert some["ratio"] == pytest.approx(some["flagged_per_second"] / some["all_per_second"], 0.1)
+
+
+def test_a_share_that_holds_nothing_to_screen_ends(tmp_path: Path) -> None:
+    from comit.bench.stages import front
+
+    for i in range(40):
+        (tmp_path / f"{i}.png").write_text("no picture")
+    paths = [*sorted(tmp_path.iterdir()), tmp_path / "vanished.png"]
+    share = front(paths, 0.05, "tagged")
+    assert share.images == 0 and share.nbytes >= 40 * len("no picture")

@@ -422,10 +422,12 @@ def test_a_fused_network_is_the_same_network(tiny_model, images):
     plain = Graph(fold_batch_norm(load_network(tiny_model)))
     with torch.inference_mode():
         scores, masks = (
-            (a.float() - b.float()).abs().max()
+            (a.float() - b.float()).abs()
             for a, b in zip(*(net(torch.from_numpy(images)) for net in (plain, fused)), strict=True)
         )
-    assert scores < 1e-5 and masks <= 1
+    assert scores.max() < 1e-5
+    # Sums in another order may move the position of a maximum: by AVX2 a few pixels differ by 2.
+    assert masks.max() <= 2 and (masks > 1).float().mean() < 1e-4
     assert fuse_relu(fused.network) is fused.network
     with pytest.raises(UsageError, match="choose compiled"):
         on_gpu(plain.network, torch.float32, cpu, "other")

@@ -148,7 +148,9 @@ class TensorRtEngine(Engine):
             self._lanes.put(lane)
 
     def close(self) -> None:
-        """Frees the GPU's memory; the engine is of no use after."""
+        """Frees the GPU's memory; the engine is of no use after. A second call does nothing."""
+        if self._engine is None:
+            return
         with self._gpu.current():
             for _ in range(self.lanes):
                 self._lanes.get()
