@@ -151,6 +151,7 @@ def run_card(run: Path) -> Card:
 
     try:
         described = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        taught = {k: described[k] for k in ("init", "teachers") if described.get(k)}
         keys = ("epoch", "train_images")
         return Card(
             name=run.resolve().name,
@@ -160,7 +161,7 @@ def run_card(run: Path) -> Card:
                 k: OperatingPoint(**v) for k, v in described.get("operating_points", {}).items()
             },
             calibration=described.get("calibration", {}),
-            training=described["training"] | {k: described[k] for k in keys},
+            training=described["training"] | {k: described[k] for k in keys} | taught,
             metrics={s: described[s] for s in ("val", "test") if s in described},
             baselines={s: described[f"{s}_baselines"] for s in ("val", "test") if s in described},
         )

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -77,24 +78,37 @@ def test_a_table_is_filled_row_by_row_and_says_what_was_not_run(
     assert 0 <= float(cells(lines, "segnet")[6].split()[0]) <= 1
     assert 0 <= float(cells(lines, "embedding-forest")[5].split()[0]) <= 1
     kept = json.loads((tmp_path / "segnet-0" / "row.json").read_text())
-    assert kept["training"]["tasks"] == [1, 2] and kept["seed"] == 0
+    assert kept["training"]["tasks"] == [1, 2] and kept["seed"] == 0 and kept["command"]
+    shared = json.loads((tmp_path / "table.json").read_text())
+    assert shared["recipe"]["epochs"] == 1 and shared["init"] is None
+    assert shared["images"][:12] in "".join(lines)
     before = (tmp_path / "segnet-0" / "row.json").stat().st_mtime_ns
     again = compare(
         "baselines", cohort_manifest, tmp_path, ONE, only=("segnet",), seeds=(0, 1), **where
     )
     assert (tmp_path / "segnet-0" / "row.json").stat().st_mtime_ns == before
     assert cells(again, "segnet")[1] == "0, 1" and "±" in cells(again, "segnet")[6]
+    seeds = {"only": ("embedding-svm-rbf",), "seeds": (1, 2)}
+    again = compare("baselines", cohort_manifest, tmp_path, ONE, **seeds, **where)
+    assert cells(again, "embedding-svm-rbf")[1] == "0, 1"  # no random start: one more, not two
     assert (tmp_path / "baselines.md").read_text() == "\n".join(again) + "\n"
 
 
 def test_a_row_of_another_recipe_is_not_put_beside(cohort_manifest: Path, tmp_path: Path) -> None:
     only = {"only": ("tasks-4",), "device": "cpu", "console": QUIET}
     compare("ablation", cohort_manifest, tmp_path, ONE, **only)
-    with pytest.raises(UsageError, match="tasks-4-0 is of another training"):
-        compare("ablation", cohort_manifest, tmp_path, replace(ONE, ema=0.5), **only)
-    (tmp_path / "tasks-4-0" / "row.json").unlink()  # as if it had been killed after its epochs
-    with pytest.raises(UsageError, match="was started with another ema"):
-        compare("ablation", cohort_manifest, tmp_path, replace(ONE, ema=0.5), **only)
+    other = {**only, "only": ("tasks-34",)}
+    with pytest.raises(UsageError, match="is of another recipe"):
+        compare("ablation", cohort_manifest, tmp_path, replace(ONE, ema=0.5), **other)
+    with pytest.raises(UsageError, match="is of another images"):
+        fewer = pq.read_table(cohort_manifest).slice(1)
+        shorter = cohort_manifest.with_name("shorter.parquet")
+        pq.write_table(fewer, shorter)
+        compare("ablation", shorter, tmp_path, ONE, **other)
+    assert not (tmp_path / "tasks-34-0").exists()
+    (tmp_path / "table.json").unlink()
+    with pytest.raises(UsageError, match="has rows of which nothing is known"):
+        compare("ablation", cohort_manifest, tmp_path, ONE, **other)
 
 
 def test_the_ablation_trains_the_tasks_of_its_row(cohort_manifest: Path, tmp_path: Path) -> None:
@@ -108,10 +122,39 @@ def test_the_ablation_trains_the_tasks_of_its_row(cohort_manifest: Path, tmp_pat
         console=QUIET,
     )
     kept = json.loads((tmp_path / "tasks-4-0" / "row.json").read_text())
-    assert "sensitivity_at_90" in kept["figures"] and "lung_iou" not in kept["figures"]
+    assert "sensitivity_at_90" in kept["test"] and "lung_iou" not in kept["test"]
     line = (tmp_path / "tasks-4-0" / "metrics.csv").read_text().splitlines()
     losses = dict(zip(line[0].split(","), line[1].split(","), strict=True))
     assert float(losses["loss_lung"]) == 0 and float(losses["loss_findings"]) > 0
+
+
+def test_the_losses_as_printed_are_rows_and_val_comes_first(
+    cohort_manifest: Path, tmp_path: Path
+) -> None:
+    only = ("loss-paper", "recipe-default")
+    strong = replace(TINY, balance=0.5, small=32, small_epochs=1, ema_warmup=True)
+    lines = compare(
+        "parts", cohort_manifest, tmp_path, strong, only=only, device="cpu", console=QUIET
+    )
+    summed, plain = (
+        json.loads((tmp_path / f"{r}-0" / "row.json").read_text())["training"] for r in only
+    )
+    assert summed["loss"] == {"mean": False, "disease_weight": 1.0} and summed["balance"] == 0.5
+    assert plain["loss"]["mean"] and plain["balance"] == plain["small_epochs"] == 0
+    assert not plain["ema_warmup"] and plain["epochs"] == 2
+    assert lines.index("On val:") < lines.index("On test:")
+
+
+def test_the_encoder_starts_from_vgg16_where_a_row_has_one(
+    cohort_manifest: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "vgg16.pth"
+    damaged.write_bytes(b"no weights")
+    only = {"only": ("tasks-4",), "device": "cpu", "console": QUIET, "init": damaged}
+    with pytest.raises(UsageError, match="cannot be read as VGG16 weights"):
+        compare("ablation", cohort_manifest, tmp_path / "out", ONE, **only)
+    with pytest.raises(UsageError, match="is of another init"):
+        compare("ablation", cohort_manifest, tmp_path / "out", ONE, **{**only, "init": None})
 
 
 def test_an_unknown_row_is_refused(cohort_manifest: Path, tmp_path: Path) -> None:
@@ -131,10 +174,10 @@ def test_parts_are_left_out_and_images_cropped(
     compare("parts", cohort_manifest, tmp_path, strong, only=only, **where)
     whole, cropped = (json.loads((tmp_path / f"{r}-0" / "row.json").read_text()) for r in only)
     assert whole["training"]["small_epochs"] == 0 and whole["training"]["balance"] == 0.5
-    assert "lung_iou" in whole["figures"] and "lung_iou" in whole["val"]
-    assert cropped["model"] == str(finished) and "lung_iou" not in cropped["figures"]
+    assert "lung_iou" in whole["test"] and "lung_iou" in whole["val"]
+    assert "lung_iou" not in cropped["test"]
     low, high = cropped["covid_auc_within_interval"]
-    assert low <= cropped["figures"]["covid_auc_within"] <= high
+    assert low <= cropped["test"]["covid_auc_within"] <= high
 
 
 def test_a_crop_holds_the_lungs_and_its_masks_move_with_it() -> None:

@@ -151,6 +151,8 @@ def test_a_run_is_exported_with_its_card(network, tmp_path):
         "training": {"epochs": 2},
         "epoch": 2,
         "train_images": 16,
+        "init": None,
+        "teachers": ["w025"],
         "val": {"lung_iou": 0.5},
         "val_baselines": {"lung_iou": 0.4},
     }
@@ -160,7 +162,12 @@ def test_a_run_is_exported_with_its_card(network, tmp_path):
     assert "synthetic phantoms (no X-rays were given)" in said
     card = read_card(tmp_path / "m.onnx")
     assert (card.name, card.precision, card.width) == ("other", "fp32", 0.125)
-    assert card.training == {"epochs": 2, "epoch": 2, "train_images": 16}
+    assert card.training == {
+        "epochs": 2,
+        "epoch": 2,
+        "train_images": 16,
+        "teachers": ["w025"],
+    }
     assert card.metrics == {"val": {"lung_iou": 0.5}}
     assert card.operating_points == {}
     assert card.notes == ["Of 16 images.", "Of one source."]

@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -410,6 +411,11 @@ def test_a_run_is_neither_overwritten_nor_mixed(
     with pytest.raises(UsageError, match="other teachers"):
         options = {"teachers": [finished], "resume": True, "console": QUIET}
         train(manifest, finished, TINY, device="cpu", **options)
+    relabelled = pq.read_table(manifest).to_pylist()
+    relabelled[2]["healthy"] = None
+    other = write(manifest.with_name("relabelled.parquet"), relabelled)
+    with pytest.raises(UsageError, match="other training images"):
+        train(other, finished, TINY, device="cpu", resume=True, console=QUIET)
     with pytest.raises(UsageError, match="no checkpoint"):
         train(manifest, tmp_path, TINY, device="cpu", resume=True, console=QUIET)
 

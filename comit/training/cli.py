@@ -263,6 +263,12 @@ def _comparison(table: str, help_text: str, short: str) -> click.Command:
         show_default=True,
         help="Whose embeddings scikit-learn's rows learn from, and whose lungs are cropped to.",
     )
+    @click.option(
+        "--init",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="VGG16",
+        help="Local torchvision VGG16 weights for the rows with COMiT-Net's encoder, width 1.",
+    )
     @RECIPE
     @WIDTH
     @EPOCHS
@@ -276,6 +282,7 @@ def _comparison(table: str, help_text: str, short: str) -> click.Command:
         only: tuple[str, ...],
         seeds: tuple[int, ...],
         model: str,
+        init: Path | None,
         recipe: str,
         device: str,
         workers: int | None,
@@ -293,6 +300,7 @@ def _comparison(table: str, help_text: str, short: str) -> click.Command:
             only=only,
             seeds=seeds,
             model=model,
+            init=init,
             device=device,
             workers=workers or usable_cores(),
         )
@@ -327,7 +335,9 @@ parts = _comparison(
     "parts",
     f"""Trains COMiT-Net without each part of a recipe, and in ways against the source shortcut.
 
-    Meant for --recipe strong, all tasks. The rows called classes-... learn the class labels alone:
+    Meant for --recipe strong, all tasks. loss-...: the losses of equation 8 summed as printed,
+    diseased pixels weighted as others, and both. recipe-default: what the default recipe has in
+    place of each part. The rows called classes-... learn the class labels alone:
     with sources unbalanced and wholly balanced, with an adversary that names the source, with mixup
     across sources, and on images cropped to the lungs that --model sees. Writes parts.md. {_KEPT}
     """,

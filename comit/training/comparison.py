@@ -3,12 +3,16 @@
 Each row is trained by the same code on the same split.
 
 A row is trained into its own folder and leaves ``row.json``; the table is made of those, so that
-it can be filled over many nights. A row that was not run says so.
+it can be filled over many nights. ``table.json`` says what all of them share: recipe, images and
+model. A row that was not run says so.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shlex
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from numpy.typing import NDArray
 from comit.bench.machine import machine
 from comit.console import Console
 from comit.errors import Unavailable, UsageError
+from comit.model.loss import LossConfig
 from comit.results import FOREGROUND
 from comit.training import mask_rcnn
 from comit.training.augment import Augmentation
@@ -39,6 +44,7 @@ from comit.training.loop import (
     pick_device,
     predict,
     splits,
+    weights_sha256,
 )
 from comit.training.metrics import Predictions, area_under_roc, segmentation, without_model
 from comit.training.opened import open_network
@@ -67,6 +73,7 @@ class Row:
     paper: dict[str, float] = field(default_factory=dict)
     change: dict[str, Any] = field(default_factory=dict)  # options of TrainConfig it sets
     crop: bool = False  # to the lungs that the model of ``compare`` sees
+    seeded: bool = True  # else every seed gives the same, and the first is run
 
 
 def _table_4(s99: float, s90: float, eer: float) -> dict[str, float]:
@@ -79,9 +86,9 @@ BASELINES = (
     Row("resnet18", "resnet18", (3, 4), _table_4(0.560, 0.816, 0.1378)),
     Row("vgg19", "vgg19", (3, 4), _table_4(0.504, 0.824, 0.1370)),
     Row("embedding-forest", "embedding", (4,), _table_4(0.792, 0.952, 0.0734)),
-    Row("embedding-svm-sigmoid", "embedding", (4,), _table_4(0.064, 0.240, 0.4146)),
+    Row("embedding-svm-sigmoid", "embedding", (4,), _table_4(0.064, 0.240, 0.4146), seeded=False),
     # The paper has "Gaussian" and "RBF" as two rows with the same figures; they are one kernel.
-    Row("embedding-svm-rbf", "embedding", (4,), _table_4(0.824, 0.888, 0.1138)),
+    Row("embedding-svm-rbf", "embedding", (4,), _table_4(0.824, 0.888, 0.1138), seeded=False),
     Row("unet", "unet", (1, 2), {"lung_iou": 0.82, "disease_tpr": 0.42}),
     Row("segnet", "comit", (1, 2), {"lung_iou": 0.83, "disease_tpr": 0.31}),
     Row("mask-rcnn", "mask-rcnn", (1, 2), {"lung_iou": 0.85, "disease_tpr": 0.51}),
@@ -100,6 +107,14 @@ ABLATION = tuple(
         ((2, 3, 4), 0.544),
     )
 )
+
+
+def _schedule(recipe: TrainConfig) -> dict[str, Any]:
+    """What one recipe has in place of another's, but for the budget: width, epochs, step size."""
+    names = ("balance", "small_epochs", "augmentation", "ema_warmup", "ema", "one_cycle")
+    return {name: getattr(recipe, name) for name in names}
+
+
 CLASSES = (3, 4)  # what the source shortcut is a matter of; without decoders it trains fast
 PARTS = (
     Row("all-parts"),
@@ -107,6 +122,10 @@ PARTS = (
     Row("without-small-images", change={"small_epochs": 0}),
     Row("without-variation", change={"augmentation": Augmentation()}),
     Row("without-warm-up", change={"ema_warmup": False}),
+    Row("recipe-default", change=_schedule(TrainConfig())),
+    Row("loss-summed", change={"loss": LossConfig(mean=False)}),  # over pixels and images, eq. 8
+    Row("loss-unweighted", change={"loss": LossConfig(disease_weight=1.0)}),
+    Row("loss-paper", change={"loss": LossConfig(mean=False, disease_weight=1.0)}),
     Row("classes", tasks=CLASSES),
     Row("classes-unbalanced", tasks=CLASSES, change={"balance": 0.0}),
     Row("classes-balanced", tasks=CLASSES, change={"balance": 1.0}),
@@ -126,6 +145,7 @@ def compare(
     only: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (0,),
     model: str = "bundled",
+    init: Path | None = None,
     device: str = "auto",
     workers: int = 2,
     console: Console | None = None,
@@ -134,10 +154,11 @@ def compare(
 
     ``only`` names rows; without it all. Each is run once a seed: with three the page has the
     spread of figure 8. ``model`` gives the embeddings for scikit-learn's rows, and the lungs that
-    are cropped to. Figures are of ``test``, and the epoch is chosen on ``val``. ``out/ROW-SEED``
-    keeps a run: a finished one is not repeated, an interrupted one goes on. Rows that cannot be
-    run, for want of a package, say so. Raises UsageError, also where a row is there that was run
-    with other options.
+    are cropped to. ``init`` is a local VGG16 file, for the rows that have COMiT-Net's encoder.
+    Figures are of ``test``, those of ``parts`` of ``val`` as well, which choices are made on, as
+    that of the epoch is. ``out/ROW-SEED`` keeps a run: a finished one is not repeated, an
+    interrupted one goes on. Rows that cannot be run, for want of a package, say so. Raises
+    UsageError, also where ``out`` is of another recipe, other images or another model.
     """
     console = console or Console()
     rows = {r.name: r for r in TABLES[table]}
@@ -147,17 +168,14 @@ def compare(
     cohorts = load_splits(splits(read_manifest(manifest), manifest), manifest, workers, console)
     if "test" not in cohorts:
         raise UsageError(f"{manifest} has no rows with split 'test'")
+    shared = _claim(out, _shared(config, cohorts, model, init))
     missing: dict[str, str] = {}
     for name in only or rows:
         row = rows[name]
-        for seed in seeds:
+        for seed in seeds if row.seeded else seeds[:1]:
             place = out / f"{name}-{seed}"
             options = replace(config, seed=seed, tasks=row.tasks, **row.change)
-            about = _about(row, options, model)
             if (place / "row.json").exists():
-                kept = json.loads((place / "row.json").read_text(encoding="utf-8"))
-                if changed := [k for k in about if kept.get(k) != about[k]]:
-                    raise UsageError(f"{place} is of another {changed[0]}; choose another --out")
                 continue
             place.mkdir(parents=True, exist_ok=True)
             console.line(f"{name}, seed {seed}")
@@ -167,7 +185,7 @@ def compare(
                 elif row.network == "mask-rcnn":
                     said = _detected(row, cohorts, place, options, chosen, console)
                 else:
-                    said = _trained(row, cohorts, model, place, options, chosen, console)
+                    said = _trained(row, cohorts, model, init, place, options, chosen, console)
             except Unavailable as error:
                 missing[name] = str(error)
                 continue
@@ -175,8 +193,8 @@ def compare(
             interval = None
             if "covid_auc_within" in figures["test"]:
                 interval = within_interval(said["test"].scores[:, 1], cohorts["test"])
-            _keep(place, name, about | {"seed": seed}, figures, interval)
-    lines = page(table, out, missing, without_model(cohorts["train"], cohorts["test"]), cohorts)
+            _keep(place, row, options, figures, interval)
+    lines = page(table, out, shared, missing, cohorts)
     text = "\n".join(lines) + "\n"
     replace_file(out / f"{table}.md", lambda p: p.write_text(text, encoding="utf-8"))
     return lines
@@ -226,50 +244,66 @@ def within_interval(score: NDArray[np.float32], cohort: Cohort) -> list[float] |
 def page(
     table: str,
     out: Path,
+    shared: dict[str, Any],
     missing: dict[str, str],
-    without: Predictions,
     cohorts: dict[str, Cohort],
 ) -> list[str]:
     """Markdown of what ``out`` holds: mean of the seeds, and their standard deviation."""
+    recipe = json.dumps(shared["recipe"])
     lines = [
         f"# {table.capitalize()}",
         "",
-        "Ours on the split test, the paper's on its own test set in brackets. COVID-19 against "
+        "The paper's figures, on its own test set, in brackets. COVID-19 against "
         "other diseases within a source comes first: the other COVID-19 figures are across "
         "sources, and the source's name alone has those of the first row. With several seeds: "
         "mean and standard deviation; with one: the 95 % interval, patients resampled.",
         "",
-        f"| row | seeds | {' | '.join(FIGURES)} |",
-        "| --- " * (len(FIGURES) + 2) + "|",
+        f"All rows: recipe `{recipe}`, but for what the row's name says; images "
+        f"`{shared['images'][:12]}`, model `{shared['model'][:12]}`, initial weights "
+        f"{shared['init'] or 'random'}. Each `row.json` has its own command, machine and commit.",
     ]
-    nothing = measured(without, cohorts["test"], (1, 2, 3, 4))
-    cells = [f"{nothing[k]:.3f}" if k in nothing else "" for k in FIGURES]
-    lines.append(f"| no model | | {' | '.join(cells)} |")
-    for row in TABLES[table]:
-        runs = [
-            json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted(out.glob(f"{row.name}-[0-9]*/row.json"))
+    for split in ("val", "test") if table == "parts" else ("test",):
+        lines += [
+            "",
+            f"On {split}:",
+            "",
+            f"| row | seeds | {' | '.join(FIGURES)} |",
+            "| --- " * (len(FIGURES) + 2) + "|",
         ]
-        cells = []
-        for name in FIGURES:
-            values = [r["figures"][name] for r in runs if name in r["figures"]]
-            cell = f"{np.mean(values):.3f}" if values else ""
-            if len(values) > 1:
-                cell += f" ± {np.std(values, ddof=1):.3f}"
-            elif values and name == "covid_auc_within":
-                low, high = runs[0]["covid_auc_within_interval"]
-                cell += f" [{low:.3f}, {high:.3f}]"
-            cells.append(cell + (f" ({row.paper[name]:.3f})" if name in row.paper else ""))
-        why = missing.get(row.name, "")
-        ran = ", ".join(str(r["seed"]) for r in runs) or f"not run{': ' + why if why else ''}"
-        lines.append(f"| {row.name} | {ran} | {' | '.join(cells)} |")
+        without = without_model(cohorts["train"], cohorts[split])
+        nothing = measured(without, cohorts[split], (1, 2, 3, 4))
+        cells = [f"{nothing[k]:.3f}" if k in nothing else "" for k in FIGURES]
+        lines.append(f"| no model | | {' | '.join(cells)} |")
+        lines += [_line(row, out, split, missing.get(row.name, "")) for row in TABLES[table]]
     return lines
+
+
+def _line(row: Row, out: Path, split: str, why: str) -> str:
+    """A row of the page; ``why`` it was not run."""
+    runs = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(out.glob(f"{row.name}-[0-9]*/row.json"))
+    ]
+    cells = []
+    for name in FIGURES:
+        values = [r[split][name] for r in runs if name in r[split]]
+        cell = f"{np.mean(values):.3f}" if values else ""
+        interval = runs[0]["covid_auc_within_interval"] if runs else None
+        if len(values) > 1:
+            cell += f" ± {np.std(values, ddof=1):.3f}"
+        elif values and name == "covid_auc_within" and interval and split == "test":
+            low, high = interval
+            cell += f" [{low:.3f}, {high:.3f}]"
+        cells.append(cell + (f" ({row.paper[name]:.3f})" if name in row.paper else ""))
+    ran = ", ".join(str(r["seed"]) for r in runs) or f"not run{': ' + why if why else ''}"
+    return f"| {row.name} | {ran} | {' | '.join(cells)} |"
 
 
 def _trained(
     row: Row,
     cohorts: dict[str, Cohort],
     model: str,
+    init: Path | None,
     place: Path,
     config: TrainConfig,
     device: torch.device,
@@ -286,7 +320,7 @@ def _trained(
         place,
         config,
         device,
-        None,
+        init if row.network == "comit" else None,
         console,
         build=builder(row.network, row.tasks),
     )
@@ -352,31 +386,58 @@ def _embedded(
     }
 
 
-def _about(row: Row, config: TrainConfig, model: str) -> dict[str, Any]:
-    """What the figures of a row depend on, as JSON gives it back."""
-    about: dict[str, Any] = {}
-    if row.network == "embedding" or row.crop:
-        about["model"] = model
-    if row.network != "embedding":
-        about["training"] = asdict(config)
-    found: dict[str, Any] = json.loads(json.dumps(about))
-    return found
+def _shared(
+    config: TrainConfig, cohorts: dict[str, Cohort], model: str, init: Path | None
+) -> dict[str, Any]:
+    """What the figures of all rows depend on, as JSON gives it back."""
+    recipe = {k: v for k, v in asdict(config).items() if k not in ("seed", "tasks")}
+    images = hashlib.sha256("".join(c.sha256() for c in cohorts.values()).encode())
+    shared: dict[str, Any] = json.loads(
+        json.dumps(
+            {
+                "recipe": recipe,
+                "images": images.hexdigest(),
+                "model": weights_sha256(open_network(model).network),
+                "init": hashlib.sha256(init.read_bytes()).hexdigest() if init else None,
+            }
+        )
+    )
+    return shared
+
+
+def _claim(out: Path, shared: dict[str, Any]) -> dict[str, Any]:
+    """Notes in ``out`` what its rows share, and returns it; refuses a folder of others."""
+    path = out / "table.json"
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if changed := [k for k in shared if kept.get(k) != shared[k]]:
+            raise UsageError(f"{out} is of another {changed[0]}; choose another --out")
+    elif any(out.glob("*/row.json")):
+        raise UsageError(f"{out} has rows of which nothing is known; choose another --out")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(shared, indent=1) + "\n"
+        replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
+    return shared
 
 
 def _keep(
     place: Path,
-    name: str,
-    about: dict[str, Any],
+    row: Row,
+    options: TrainConfig,
     figures: dict[str, dict[str, float]],
     interval: list[float] | None,
 ) -> None:
     kept = {
-        "row": name,
-        "figures": figures["test"],
+        "row": row.name,
+        "seed": options.seed,
+        "test": figures["test"],
         "covid_auc_within_interval": interval,
         "val": figures["val"],
+        "command": shlex.join(["comit", *sys.argv[1:]]),
         "machine": machine(),
-        **about,
     }
+    if row.network != "embedding":
+        kept["training"] = asdict(options)
     text = json.dumps(kept, indent=1) + "\n"
     replace_file(place / "row.json", lambda p: p.write_text(text, encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,6 +47,18 @@ class Cohort:
             (self.findings != UNKNOWN).all(axis=1),
         ]
         return np.stack(known, axis=1).astype(np.float32)
+
+    def sha256(self) -> str:
+        """Of everything in it, in order: what a run that goes on must find unchanged."""
+        digest = hashlib.sha256()
+        for name, values in sorted(vars(self).items()):
+            digest.update(f"{name} {values.shape} ".encode())
+            digest.update(
+                "\0".join(values.tolist()).encode()
+                if values.dtype.kind == "U"
+                else values.tobytes()
+            )
+        return digest.hexdigest()
 
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import pickle
 import time
 from collections import Counter
@@ -255,6 +256,11 @@ class Trainer:
         self.init = init.name if init is not None else None
         self.teachers = [run.name for run in teachers]
         networks = [on_device(network_of(t), device) for t in teachers]
+        self.learned_from = {  # what a run that goes on must find unchanged
+            "training images": train.sha256(),
+            "validation images": val.sha256(),
+            "teachers": [weights_sha256(n) for n in networks],
+        }
         self.data = Resident.of(
             train, device, networks, config.balance, config.soften, config.tasks
         )
@@ -282,13 +288,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             learned, lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.schedule: torch.optim.lr_scheduler.LRScheduler
-        if config.one_cycle:
-            self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-                self.optimizer, config.learning_rate, total_steps=config.epochs * self.steps
-            )
-        else:
-            self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda _: 1.0)
+        self.schedule = schedule_of(config, self.optimizer, self.steps)
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=device.type == "cuda" and not torch.cuda.is_bf16_supported()
         )
@@ -423,6 +423,7 @@ class Trainer:
     def _checkpoint(self) -> None:
         state = {
             "config": asdict(self.config),
+            "learned_from": self.learned_from,
             "init": self.init,
             "teachers": self.teachers,
             "epoch": self.epoch + 1,
@@ -449,8 +450,10 @@ class Trainer:
         new = asdict(TrainConfig())  # what a checkpoint of an earlier version does not name
         if changed := [k for k, v in asdict(self.config).items() if started.get(k, new[k]) != v]:
             raise UsageError(f"{self.out} was started with another {', '.join(changed)}")
-        if state.get("teachers", self.teachers) != self.teachers:
-            raise UsageError(f"{self.out} was started with other teachers")
+        before = state.get("learned_from", self.learned_from)
+        if other := [k for k, v in self.learned_from.items() if before[k] != v]:
+            raise UsageError(f"{self.out} was started with other {', '.join(other)}")
+        self.init = state["init"]
         self.epoch, self.best, self.seconds = state["epoch"], state["best"], state["seconds"]
         parts = ["model", "average", "optimizer", "schedule", "scaler"]
         for name in [*parts, "adversary"] if self.adversary is not None else parts:
@@ -476,6 +479,17 @@ def label_weights(cohort: Cohort, balance: float) -> NDArray[np.float32]:
         if known.any():
             weights[known, task] = (raw / raw[known].mean())[known]
     return weights
+
+
+def schedule_of(
+    config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate over all epochs of ``steps``: one cycle, or constant."""
+    if config.one_cycle:
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.learning_rate, total_steps=config.epochs * steps
+        )
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
 
 
 def averaging(decay: float, warmup: bool) -> Callable[[Any, Any, Tensor | int], None]:
@@ -505,6 +519,15 @@ def selection_score(figures: dict[str, float], tasks: Sequence[int] = (1, 2, 3, 
     if within:
         parts.append(float(np.mean(within)))
     return float(np.mean(parts)) if parts else 0.0
+
+
+def weights_sha256(network: torch.nn.Module) -> str:
+    """Of the weights and buffers of a network, by name."""
+    digest = hashlib.sha256()
+    for name, values in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(values.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def predict(model: COMiTNet, images: NDArray[np.float16], device: torch.device) -> Predictions:

@@ -23,7 +23,7 @@ from comit.errors import Unavailable
 from comit.training.augment import augment
 from comit.training.calibrate import subset
 from comit.training.data import Cohort
-from comit.training.loop import Resident, TrainConfig
+from comit.training.loop import Resident, TrainConfig, schedule_of
 from comit.training.rivals import torchvision
 from comit.training.runs import replace_file
 
@@ -54,9 +54,7 @@ def masks(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.epochs * steps
-    )
+    schedule = schedule_of(config, optimizer, steps)
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     checkpoint, first = place / CHECKPOINT, 0
     if checkpoint.exists():
