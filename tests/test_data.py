@@ -24,6 +24,7 @@ from comit.data.readers import (
     radiography,
 )
 from comit.errors import UsageError
+from comit.training.data import read_manifest
 
 
 def picture(path: Path, height: int = 40, width: int = 30) -> Path:
@@ -217,8 +218,10 @@ def test_a_finding_that_denies_covid_is_refused(finding: str, tmp_path: Path) ->
     picture(tmp_path / "a.png")
     table = tmp_path / "table.csv"
     table.write_text(f"filename,finding\na.png,{finding}\n")
-    with pytest.raises(UsageError, match="write Normal, or the other disease's name"):
+    with pytest.raises(UsageError, match="write Normal, or the other disease's name") as refused:
         collection(tmp_path, table, "SIRM")
+    assert "table.csv, row 2, column 'finding'" in str(refused.value)
+    assert finding not in str(refused.value)
 
 
 def test_counts_need_no_optional_column() -> None:
@@ -269,6 +272,25 @@ def test_bimcv(tmp_path: Path) -> None:
         ("ses-E02", (None, False, None)),  # 42 days later: without COVID, and nothing else known
     ]
     assert {r["patient_id"] for r in rows} == {"BIMCV-COVID19+:sub-S03047"}
+
+
+@pytest.mark.parametrize(
+    ("tested", "taken", "where"),
+    [
+        ("Jane Doe", "20200321", "tests.tsv, row 2, column 'date': not a date like 17.03.2020"),
+        ("20.03.2020", "2020", "sessions.tsv, row 2, column 'study_date': not a date"),
+    ],
+)
+def test_an_odd_date_is_named_and_not_quoted(
+    tested: str, taken: str, where: str, tmp_path: Path
+) -> None:
+    tests = tmp_path / "derivatives" / "EHR"
+    tests.mkdir(parents=True)
+    (tests / "tests.tsv").write_text(f"participant\tdate\tresult\nsub-1\t{tested}\tPOSITIVO\n")
+    (tmp_path / "sessions.tsv").write_text(f"session_id\tstudy_date\nses-1\t{taken}\n")
+    with pytest.raises(UsageError, match=where) as refused:
+        bimcv(tmp_path)
+    assert "Jane" not in str(refused.value)
 
 
 def test_radiography(tmp_path: Path) -> None:
@@ -327,6 +349,49 @@ def test_balanced_views_are_as_many_ap_as_pa_in_each_group() -> None:
             assert views.count("PA") == views.count("AP Supine")
 
 
+@pytest.mark.parametrize(
+    ("view", "words"), [("", "no views"), ("PA", "no pictures of both AP and PA")]
+)
+def test_views_that_cannot_be_balanced_are_said(view: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        balance_views([row | {"view": view} for row in many()], seed=0)
+
+
+def manifest(path: Path, *rows: tuple[str, str, str | None]) -> Path:
+    """A manifest of rows (path, split, patient)."""
+    label = {"source": "a", "healthy": True, "covid": False, "other": False}
+    write([label | {"path": p, "split": s, "patient_id": who} for p, s, who in rows], path)
+    return path
+
+
+def test_a_patient_in_two_splits_is_refused_unnamed(tmp_path: Path) -> None:
+    out = tmp_path / "m.parquet"
+    whole = [("1.png", "train", "Jane"), ("2.png", "train", "Jane"), ("3.png", "test", "Joe")]
+    assert len(read_manifest(manifest(out, *whole, ("4.png", "val", None)))) == 4
+    manifest(out, *whole, ("4.png", "test", "Jane"), ("5.png", "val", "Joe"))
+    with pytest.raises(UsageError, match="1 in test and train, 1 in test and val") as refused:
+        read_manifest(out)
+    assert "Jane" not in str(refused.value)
+    manifest(out, ("1.png", "train", None), ("./1.png", "val", None))
+    with pytest.raises(UsageError, match="pictures in more than one split: 1 in train and val"):
+        read_manifest(out)
+
+
+def test_manifests_with_a_picture_or_a_split_patient_in_common_are_not_merged(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "both.parquet"
+    a = manifest(tmp_path / "a.parquet", ("1.png", "train", "Jane"))
+    (tmp_path / "b").mkdir()
+    again = manifest(tmp_path / "b" / "b.parquet", ("../1.png", "train", "Jane"))
+    with pytest.raises(UsageError, match="has 1 pictures that those before it have too"):
+        merge([a, again], out)
+    other = manifest(tmp_path / "c.parquet", ("2.png", "test", "Jane"))
+    with pytest.raises(UsageError, match="patients in more than one split: 1 in test and train"):
+        merge([a, other], out)
+    assert not out.exists()
+
+
 def test_counts_are_those_of_the_papers_tables() -> None:
     rows = many(4)  # patients 0..3 with 1, 2, 3, 1 pictures
     split_by_patient(rows, seed=0)
@@ -336,8 +401,6 @@ def test_counts_are_those_of_the_papers_tables() -> None:
 
 
 def test_the_command_writes_what_training_reads(nih: Path, cohen: Path, tmp_path: Path) -> None:
-    from comit.training.data import read_manifest
-
     made = []
     for name, folder in (("chestxray14", nih), ("covid-chestxray", cohen)):
         out = tmp_path / "manifests" / f"{name}.parquet"
@@ -357,6 +420,14 @@ def test_the_command_writes_what_training_reads(nih: Path, cohen: Path, tmp_path
     assert [r["lung_boxes"] for r in rows if r["path"].endswith("a.jpeg")] == [
         [[2, 3, 10, 30], [15, 3, 10, 30]]
     ]
+
+
+def test_a_collection_goes_whole_into_the_split_that_is_named(nih: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.parquet"
+    options = ["--out", str(out), "--split", "test"]
+    done = CliRunner().invoke(main, ["data", "chestxray14", str(nih), *options])
+    assert done.exit_code == 0, done.output
+    assert {r["split"] for r in read_manifest(out)} == {"test"}
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

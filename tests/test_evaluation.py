@@ -55,16 +55,17 @@ def test_equal_error_rate_is_where_both_errors_meet() -> None:
 
 
 def test_decisions_are_counted() -> None:
-    said = decisions(np.array([1, 1, 1, 0, 0]), np.array([True, True, False, True, False]))
-    assert said == {
-        "accuracy": 3 / 5,
-        "precision": 2 / 3,
-        "recall": 2 / 3,
-        "specificity": 1 / 2,
-        "f1": 2 / 3,
+    labels, flagged = np.array([1, 1, 1, 0, 0]), np.array([True, True, False, True, False])
+    said = decisions(labels, flagged, np.array([[1, 1, 1, 1, 1], [3, 0, 1, 0, 2]]))
+    assert {k: v.tolist() for k, v in said.items()} == {
+        "accuracy": [3 / 5, 5 / 6],
+        "precision": [2 / 3, 1.0],
+        "recall": [2 / 3, 3 / 4],
+        "specificity": [1 / 2, 1.0],
+        "f1": [2 / 3, 6 / 7],
     }
-    nobody = decisions(np.array([1, 0]), np.array([False, False]))
-    assert nobody["precision"] is None and nobody["f1"] == 0.0
+    nobody = decisions(np.array([1, 0]), np.array([False, False]), np.ones((1, 2), np.int64))
+    assert np.isnan(nobody["precision"]) and nobody["f1"] == 0.0
 
 
 def test_patients_are_drawn_whole() -> None:
@@ -120,7 +121,41 @@ def test_figures_stand_beside_their_interval_and_the_no_model_figure(found: dict
 
 def test_the_cards_threshold_is_used_as_screening_uses_it(found: dict) -> None:
     at = found["questions"]["unhealthy, sources mixed"]["at"]["90"]
-    assert at["recall"] == 1.0 and at["specificity"] == 1.0  # 0.5 falls between the two halves
+    perfect = {"value": 1.0, "low": 1.0, "high": 1.0, "no_model": 1.0}  # as the sources are
+    assert at["recall"] == at["specificity"] == perfect  # 0.5 falls between the two halves
+    assert found["questions"]["other, sources mixed"]["at"] == {}  # no threshold on a card
+
+
+def test_decisions_have_an_interval_and_a_no_model_figure(found: dict) -> None:
+    at = found["questions"]["covid, sources mixed"]["at"]["90"]
+    assert at["precision"]["value"] == 0.5  # 20 flagged, 10 of them COVID
+    assert 0.2 < at["precision"]["low"] < 0.5 < at["precision"]["high"] < 0.8
+    # the source alone flags all of b or nobody, and all of b is a specificity of 20 / 30
+    assert at["precision"]["no_model"] is None and at["recall"]["no_model"] == 0.0
+    assert at["specificity"]["no_model"] == 1.0
+    json.dumps(found, allow_nan=False)
+
+
+def test_briers_score_has_an_interval_and_a_no_model_figure(found: dict) -> None:
+    brier = found["calibration"]["covid"]["raw"]["brier"]
+    assert brier["low"] < brier["value"] < brier["high"]
+    assert brier["no_model"] == pytest.approx(20 * 0.25 / 40)  # 0 of a; one half of b
+
+
+def test_whole_lungs_stand_beside_disease() -> None:
+    labels = cohort([1] * 4, [0] * 4, ["a"] * 4)
+    labels.has_disease[:2] = True
+    labels.disease[:2, 56:168, :112] = 1
+    labels.has_lung[0] = True
+    labels.lung[0, :, :112] = 1  # holds all of the disease, and as much again
+    masks = np.zeros((4, 2, 224, 224), np.uint8)
+    masks[1, 0, 56:112, :112] = 255  # the lungs that are seen hold half of it
+    said = Predictions(np.full((4, 3), 0.9, np.float32), masks)
+    found = evaluation(said, labels, labels, CARD, EvaluationConfig(resamples=0))["masks"]
+    assert found["disease_tpr"]["whole_lung"] == pytest.approx((1.0 + 0.5) / 2)
+    assert found["disease_dice"]["whole_lung"] == pytest.approx(2 / 3)
+    assert found["disease_fp_area"]["whole_lung"] == pytest.approx((1 / 3 + 0) / 2)
+    assert found["disease_tpr"]["value"] == 0.0 and "whole_lung" not in found["lung_iou"]
 
 
 def test_the_papers_figures_stand_beside_ours(found: dict) -> None:
@@ -128,6 +163,9 @@ def test_the_papers_figures_stand_beside_ours(found: dict) -> None:
     assert rows["covid, sources mixed: sensitivity_at_90"]["paper"] == 0.968
     assert rows["lung_iou"]["ours"] == found["masks"]["lung_iou"]
     assert rows["disease_tpr"]["ours"] is None  # nobody drew disease here
+    assert rows["covid, BIMCV-COVID19+ unseen: sensitivity_at_90"]["ours"] is None
+    assert rows["covid, sources mixed: f1_at_99"]["paper"] == 0.739
+    assert rows["covid, sources mixed: f1_at_99"]["ours"] is None  # the card has no such threshold
 
 
 def test_the_command_writes_a_page_pictures_and_json(
@@ -141,6 +179,8 @@ def test_the_command_writes_a_page_pictures_and_json(
     text = (out / "evaluation.md").read_text()
     assert text.index("within one source") < text.index("The paper's figures")
     assert "Research use only" in text
+    assert "not measured: no such images" in text and "| whole lungs |" in text
+    assert "the card has no threshold for it" in text
     for name in re.findall(r"\]\((\S+\.png)\)", text):
         assert (out / name).read_bytes()[:4] == b"\x89PNG"
     assert len(re.findall(r"\.png\)", text)) == 5
@@ -165,4 +205,4 @@ def test_a_calibrated_card_shows_both_curves() -> None:
         replace(CARD, calibration=sharp),
         EvaluationConfig(resamples=2),
     )["calibration"]["unhealthy"]
-    assert kept["calibrated"]["brier"] < kept["raw"]["brier"]
+    assert kept["calibrated"]["brier"]["value"] < kept["raw"]["brier"]["value"]

@@ -22,8 +22,8 @@ def data() -> None:
     """Turn published data sets into manifests for `comit train`.
 
     Nothing is downloaded: get each data set where it is published and agree to its licence. The
-    split is by patient, 70 % train, 10 % val, 20 % test, and printed with the counts of the
-    paper's tables 1 to 3.
+    split is by patient, 70 % train, 10 % val, 20 % test (or --split puts all into one), and
+    printed with the counts of the paper's tables 1 to 3.
     """
 
 
@@ -40,18 +40,25 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--balance-views", is_flag=True, help="As many AP as PA, healthy and unhealthy."
         ),
+        click.option(
+            "--split",
+            type=click.Choice(["train", "val", "test"]),
+            help="Put all into this split: a collection kept for testing, as the paper's BIMCV.",
+        ),
     ):
         command = option(command)
     return command
 
 
-def _finish(found: Found, out: Path, seed: int, balance: bool) -> None:
+def _finish(found: Found, out: Path, seed: int, balance: bool, split: str | None) -> None:
     from comit.data.manifest import balance_views, split_by_patient, write
 
     rows, missing = found
     if balance:
         rows = balance_views(rows, seed)
     split_by_patient(rows, seed)
+    if split is not None:
+        rows = [row | {"split": split} for row in rows]
     write(rows, out)
     if missing:
         click.echo(f"{missing:,} listed pictures are not there and were left out")
@@ -69,10 +76,10 @@ def _report(rows: list[Row], out: Path) -> None:
 def _plain(name: str, help_text: str) -> None:
     @data.command(name, help=help_text)
     @_options
-    def command(folder: Path, out: Path, seed: int, balance_views: bool) -> None:
+    def command(folder: Path, out: Path, seed: int, balance_views: bool, split: str | None) -> None:
         from comit.data.readers import READERS
 
-        _finish(READERS[name](folder), out, seed, balance_views)
+        _finish(READERS[name](folder), out, seed, balance_views, split)
 
 
 _plain("chestxray14", "ChestX-ray14: Data_Entry_2017*.csv, BBox_List_2017.csv, images*/.")
@@ -89,18 +96,25 @@ _plain("radiography", "COVID-19 Radiography Database: COVID, Normal, Lung_Opacit
     show_default=True,
     help="What a finding of -1 counts as; ignore: not mentioned.",
 )
-def chexpert(folder: Path, out: Path, seed: int, balance_views: bool, uncertain: Any) -> None:
+def chexpert(
+    folder: Path, out: Path, seed: int, balance_views: bool, split: str | None, uncertain: Any
+) -> None:
     """CheXpert: frontal pictures of train.csv and valid.csv."""
     from comit.data.readers import chexpert as read
 
-    _finish(read(folder, uncertain), out, seed, balance_views)
+    _finish(read(folder, uncertain), out, seed, balance_views, split)
 
 
 @data.command("covid-chestxray")
 @_options
 @click.option("--outlines", type=FILE, help="General Blockchain's COCO file of segmentations.")
 def covid_chestxray(
-    folder: Path, out: Path, seed: int, balance_views: bool, outlines: Path | None
+    folder: Path,
+    out: Path,
+    seed: int,
+    balance_views: bool,
+    split: str | None,
+    outlines: Path | None,
 ) -> None:
     """covid-chestxray-dataset (Cohen), with its lung boxes, and outlines where given.
 
@@ -108,7 +122,7 @@ def covid_chestxray(
     """
     from comit.data.readers import covid_chestxray as read
 
-    _finish(read(folder, outlines, out.parent / "masks"), out, seed, balance_views)
+    _finish(read(folder, outlines, out.parent / "masks"), out, seed, balance_views, split)
 
 
 @data.command()
@@ -116,12 +130,18 @@ def covid_chestxray(
 @click.option("--table", type=FILE, required=True, help="CSV: filename, patient, view, finding.")
 @click.option("--source", required=True, help="Name of the collection: SIRM, Eurorad, BSTI, ...")
 def collection(
-    folder: Path, out: Path, seed: int, balance_views: bool, table: Path, source: str
+    folder: Path,
+    out: Path,
+    seed: int,
+    balance_views: bool,
+    split: str | None,
+    table: Path,
+    source: str,
 ) -> None:
     """Any folder with a table: SIRM, Eurorad, BSTI, Radiopaedia, the Spanish collection."""
     from comit.data.readers import collection as read
 
-    _finish(read(folder, table, source), out, seed, balance_views)
+    _finish(read(folder, table, source), out, seed, balance_views, split)
 
 
 @data.command()

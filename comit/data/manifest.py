@@ -39,7 +39,7 @@ def balance_views(rows: Sequence[Row], seed: int) -> list[Row]:
     """As many AP as PA pictures among the healthy and among the unhealthy of each source (3.1).
 
     Those of the commoner view are drawn at random; pictures without a view are left out, and so
-    is a group that has only one view.
+    is a group that has only one view. Raises UsageError where that leaves nothing.
     """
     import random
 
@@ -54,6 +54,11 @@ def balance_views(rows: Sequence[Row], seed: int) -> list[Row]:
         for view in ("AP", "PA"):
             listed = sorted(views.get(view, []), key=lambda r: str(r["path"]))
             kept += random.Random(f"{seed} {key} {view}").sample(listed, least)  # noqa: S311
+    if rows and not kept:
+        raise UsageError(
+            "views cannot be balanced: this collection has "
+            + ("no pictures of both AP and PA" if groups else "no views")
+        )
     return kept
 
 
@@ -123,15 +128,25 @@ def write(rows: Sequence[Row], out: Path) -> None:
 
 
 def merge(manifests: Sequence[Path], out: Path) -> list[Row]:
-    """Several manifests as one, splits as they are; returns its rows. Raises UsageError."""
-    from comit.training.data import read_manifest
+    """Several manifests as one, splits as they are; returns its rows.
+
+    Raises UsageError where two have a picture in common, or a patient in different splits.
+    """
+    from comit.training.data import check_splits, read_manifest
 
     rows: list[Row] = []
+    seen: set[str] = set()
     for manifest in manifests:
-        for row in read_manifest(manifest):
+        read = read_manifest(manifest)
+        for row in read:
             for name in ("path", "lung_mask", "disease_mask"):
                 if row.get(name) is not None:
                     row[name] = manifest.parent / row[name]
-            rows.append(row)
+        pictures = {os.path.realpath(row["path"]) for row in read}
+        if common := len(seen & pictures):
+            raise UsageError(f"{manifest} has {common:,} pictures that those before it have too")
+        seen |= pictures
+        rows += read
+    check_splits(rows, out)
     write(rows, out)
     return rows

@@ -5,8 +5,10 @@ Supine), ``finding`` (the source's words), ``healthy``, ``covid``, ``other`` (Tr
 for unknown), and where the source has them ``lung_boxes``, ``disease_boxes`` (lists of
 [x, y, w, h] in the picture's pixels), ``lung_mask``, ``disease_mask`` (paths), ``age``, ``sex``.
 
-All raise UsageError naming the file or column that is missing. Rows whose picture is not there
-are left out, as parts of these collections often are; how many is the second value returned.
+All raise UsageError naming the file or column that is missing, or the row and column that cannot
+be read, never what stands there: it may name somebody. Row 1 is the header. Rows whose picture is
+not there are left out, as parts of these collections often are; how many is the second value
+returned.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,13 +180,13 @@ def collection(folder: Path, table: Path, source: str) -> Found:
     COVID-19 and a negation is refused; todo, unknown and the like are unknown.
     """
     rows = []
-    for line in _table(table, ("filename",)):
+    for number, line in enumerate(_table(table, ("filename",)), 2):
         words = line.get("view", "").strip()
         view = FRONTAL.get(words.upper(), "")
         if words and not view:
             continue
         finding = line.get("finding", "COVID-19").strip()
-        healthy, covid = _said(finding, table)
+        healthy, covid = _said(finding, f"{table}, row {number}, column 'finding'")
         path = folder / line["filename"]
         rows.append(
             {
@@ -201,7 +203,7 @@ def collection(folder: Path, table: Path, source: str) -> Found:
     return _present(rows)
 
 
-def _said(finding: str, table: Path) -> tuple[bool | None, bool | None]:
+def _said(finding: str, where: str) -> tuple[bool | None, bool | None]:
     """Healthy and COVID-19 by a finding's words, None where they say neither.
 
     Raises UsageError for COVID-19 beside a negation, which may be health or another disease.
@@ -212,7 +214,7 @@ def _said(finding: str, table: Path) -> tuple[bool | None, bool | None]:
     covid = "covid" in words
     if covid and set(re.split(r"[^a-z]+", words)) & {"no", "non", "not", "without", "negative"}:
         raise UsageError(
-            f"{table} has the finding {finding!r}: write Normal, or the other disease's name"
+            f"{where}: COVID-19 beside a negation; write Normal, or the other disease's name"
         )
     return words in ("no finding", "normal", "healthy"), covid
 
@@ -230,16 +232,16 @@ def bimcv(folder: Path) -> Found:
         raise UsageError(f"{folder} has no table of tests: derivatives/EHR/*.tsv")
     tests: dict[str, list[tuple[date, bool]]] = defaultdict(list)
     for table in tables:
-        for line in _table(table, ("participant", "date", "result"), "\t"):
+        for number, line in enumerate(_table(table, ("participant", "date", "result"), "\t"), 2):
             if line["result"] in ("POSITIVO", "NEGATIVO"):
-                day, month, year = map(int, line["date"].split("."))
-                done = date(year, month, day)
+                done = _day(line["date"], "%d.%m.%Y", f"{table}, row {number}, column 'date'")
                 tests[line["participant"]].append((done, line["result"] == "POSITIVO"))
     days: dict[str, date] = {}
     for table in sorted(folder.rglob("*sessions.tsv")):
-        for line in _table(table, ("session_id", "study_date"), "\t"):
+        for number, line in enumerate(_table(table, ("session_id", "study_date"), "\t"), 2):
             if digits := line["study_date"].split(".")[0]:
-                days[line["session_id"]] = date(int(digits[:4]), int(digits[4:6]), int(digits[6:8]))
+                where = f"{table}, row {number}, column 'study_date'"
+                days[line["session_id"]] = _day(digits, "%Y%m%d", where)
     rows = []
     for path in sorted(folder.glob("sub-*/ses-*/mod-rx/*")):
         view = next((v for v in ("PA", "AP") if f"_vp-{v.lower()}" in path.name), None)
@@ -260,6 +262,13 @@ def bimcv(folder: Path) -> Found:
             }
         )
     return _present(rows)
+
+
+def _day(text: str, form: str, where: str) -> date:
+    try:
+        return datetime.strptime(text.strip(), form).date()
+    except ValueError:  # its words quote the cell
+        raise UsageError(f"{where}: not a date like {date(2020, 3, 17):{form}}") from None
 
 
 def bimcv_label(taken: date | None, tests: list[tuple[date, bool]]) -> bool | None:

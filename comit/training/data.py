@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,8 @@ class Cohort:
 def read_manifest(path: Path) -> list[dict[str, Any]]:
     """Rows of a Parquet training manifest; raises UsageError naming what it lacks.
 
+    So it does where a patient is in two splits (:func:`check_splits`).
+
     ``path`` (relative to the manifest), ``split`` (train, val, test), ``healthy``, ``covid``,
     ``other`` (booleans or null); optional: ``source``, ``patient_id``, ``view``, ``lung_boxes`` and
     ``disease_boxes`` (lists of [x, y, w, h] in pixels of the image), ``lung_mask`` and
@@ -87,7 +92,25 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
         if wanted == "text" and table[name].null_count:
             raise UsageError(f"{path}: column {name!r} has rows without a value")
     rows: list[dict[str, Any]] = table.to_pylist()
+    check_splits(rows, path)
     return rows
+
+
+def check_splits(rows: Iterable[dict[str, Any]], where: Path) -> None:
+    """Raises UsageError, naming no patient, where a patient or a picture is in two splits.
+
+    A patient is a source and a ``patient_id``; rows without the latter are told by their paths.
+    """
+    splits: dict[str, dict[Any, set[str]]] = {k: defaultdict(set) for k in ("patients", "pictures")}
+    for row in rows:
+        splits["pictures"][os.path.normpath(row["path"])].add(row["split"])
+        if row.get("patient_id") is not None:
+            splits["patients"][row.get("source"), row["patient_id"]].add(row["split"])
+    for what, held in splits.items():
+        pairs = Counter(pair for s in held.values() for pair in combinations(sorted(s), 2))
+        if pairs:
+            said = ", ".join(f"{n:,} in {a} and {b}" for (a, b), n in sorted(pairs.items()))
+            raise UsageError(f"{where} has {what} in more than one split: {said}")
 
 
 def load(

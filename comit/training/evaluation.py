@@ -1,7 +1,7 @@
 """Everything the paper measures, and what it leaves out: intervals, sources, no-model baselines.
 
 A figure here is a dictionary: ``value``, ``low`` and ``high`` (95 %, by resampling patients) and
-``no_model``, what the source's name and a fixed mask give. All are shares in [0, 1].
+``no_model``, what the source's name and a fixed mask give. All are shares in [0, 1]; None is 0 / 0.
 """
 
 from __future__ import annotations
@@ -11,18 +11,28 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from comit.card import OUTPUTS, Card
 from comit.results import FOREGROUND
 from comit.training.calibrate import calibrated, labels_of
 from comit.training.data import UNKNOWN, Cohort
-from comit.training.metrics import Predictions, area_under_roc, per_image, without_model
+from comit.training.metrics import (
+    Predictions,
+    area_under_roc,
+    per_image,
+    threshold,
+    without_model,
+)
 
 PAPER = {  # figure -> what the paper has for it, on its own test set, and where
     ("covid, sources mixed", "sensitivity_at_90"): (0.9680, "table 4"),
     ("covid, sources mixed", "sensitivity_at_99"): (0.8720, "table 4"),
     ("covid, sources mixed", "equal_error_rate"): (0.0730, "table 4"),
+    ("covid, sources mixed", "accuracy"): (0.9879, "section 4.2"),
+    ("covid, sources mixed", "precision_at_99"): (0.6412, "section 4.2"),
+    ("covid, sources mixed", "f1_at_99"): (0.7390, "section 4.2"),
+    ("covid, BIMCV-COVID19+ unseen", "sensitivity_at_90"): (0.8546, "section 4.4"),
     ("unhealthy, sources mixed", "accuracy"): (0.7517, "section 4.2"),
     ("other, sources mixed", "accuracy"): (0.7387, "section 4.2"),
     ("masks", "lung_iou"): (0.85, "section 4.1"),
@@ -95,20 +105,26 @@ def evaluation(
 ) -> dict[str, Any]:
     """All figures on ``cohort``; ``train`` is what the no-model baselines are made from.
 
-    Keys: ``questions`` (name -> counts, ``figures``, ``at`` each operating point of the card),
-    ``masks`` (figure -> ...; over all images and per source), ``calibration``, ``paper`` (rows
-    of figure, ours, no model, the paper's), ``images``, ``patients``. JSON throughout.
+    Keys: ``questions`` (name -> counts, ``figures``, ``at`` each operating point of the card: their
+    ``no_model`` is its score cut at the same specificity on these very images), ``masks`` (figure
+    -> ...; over all images and per source; those of disease with ``whole_lung``, what the lungs
+    give that are annotated, else seen), ``calibration``, ``paper`` (rows of figure, ours, no
+    model, the paper's), ``images``, ``patients``. JSON throughout.
     """
     config = config or EvaluationConfig()
     labels = labels_of(cohort)
     without = without_model(train, cohort)
     draws = resampled(cohort.patient, config)
+    times = np.zeros((len(draws), len(cohort)), np.int64)
+    for row, draw in zip(times, draws, strict=True):
+        row += np.bincount(draw, minlength=len(cohort))
     asked: dict[str, Any] = {}
     for question in questions(cohort):
         chosen, i = question.chosen, question.score
+        truth, said, guessed = (v[chosen, i] for v in (labels, predictions.scores, without.scores))
         asked[question.name] = {
-            "positives": int((labels[chosen, i] == 1).sum()),
-            "negatives": int((labels[chosen, i] == 0).sum()),
+            "positives": int((truth == 1).sum()),
+            "negatives": int((truth == 0).sum()),
             "patients": len(np.unique(cohort.patient[chosen])),
             "figures": _with_intervals(
                 _curve_figures,
@@ -119,11 +135,14 @@ def evaluation(
                 draws,
             ),
             "at": {
-                percent: decisions(
-                    labels[chosen, i], predictions.scores[chosen, i] >= np.float32(threshold)
+                percent: _decided(
+                    truth,
+                    said >= np.float32(cut),
+                    guessed >= threshold(guessed[truth == 0], int(percent)),
+                    times[:, chosen],
                 )
                 for percent, point in card.operating_points.items()
-                if (threshold := getattr(point, OUTPUTS[i], None)) is not None
+                if (cut := getattr(point, OUTPUTS[i], None)) is not None
             },
         }
     found = {
@@ -131,7 +150,7 @@ def evaluation(
         "patients": len(np.unique(cohort.patient)),
         "questions": asked,
         "masks": _masks(predictions, without, cohort, draws),
-        "calibration": _calibration(predictions.scores, labels, card, config.bins),
+        "calibration": _calibration(predictions, without, labels, times, card, config.bins),
     }
     found["paper"] = _beside_the_paper(found)
     return found
@@ -158,18 +177,25 @@ def equal_error_rate(labels: NDArray[np.generic], scores: NDArray[np.generic]) -
     return float(false[after - 1] + share * (false[after] - false[after - 1]))
 
 
-def decisions(labels: NDArray[np.generic], flagged: NDArray[np.bool_]) -> dict[str, float | None]:
-    """Accuracy, precision, recall, specificity and F1 of yes-or-no answers; None is 0 / 0."""
+def decisions(
+    labels: NDArray[np.generic], flagged: NDArray[np.bool_], times: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """Accuracy, precision, recall, specificity and F1 of yes-or-no answers; NaN is 0 / 0.
+
+    Of (draws, N) ``times`` that each image counts, (draws,) of each.
+    """
     positive = labels == 1
-    hit, wrong = int((flagged & positive).sum()), int((flagged & ~positive).sum())
-    missed, right = int((~flagged & positive).sum()), int((~flagged & ~positive).sum())
-    return {
-        "accuracy": _ratio(hit + right, len(labels)),
-        "precision": _ratio(hit, hit + wrong),
-        "recall": _ratio(hit, hit + missed),
-        "specificity": _ratio(right, right + wrong),
-        "f1": _ratio(2 * hit, 2 * hit + wrong + missed),
+    hit, wrong = times @ (flagged & positive), times @ (flagged & ~positive)
+    missed, right = times @ (~flagged & positive), times @ (~flagged & ~positive)
+    shares = {
+        "accuracy": (hit + right, times.sum(axis=1)),
+        "precision": (hit, hit + wrong),
+        "recall": (hit, hit + missed),
+        "specificity": (right, right + wrong),
+        "f1": (2 * hit, 2 * hit + wrong + missed),
     }
+    with np.errstate(invalid="ignore"):
+        return {k: part / whole for k, (part, whole) in shares.items()}
 
 
 def resampled(patients: NDArray[np.str_], config: EvaluationConfig) -> list[NDArray[np.int64]]:
@@ -213,6 +239,19 @@ def _with_intervals(
     return {k: _figure(v, [d[k] for d in drawn], theirs[k]) for k, v in ours.items()}
 
 
+def _decided(
+    labels: NDArray[Any],
+    flagged: NDArray[np.bool_],
+    without: NDArray[np.bool_],
+    times: NDArray[np.int64],
+) -> dict[str, dict[str, Any]]:
+    """:func:`decisions` on all images, on each draw of them, and of the no-model answers."""
+    once = np.ones((1, len(labels)), np.int64)
+    ours, theirs = (decisions(labels, said, once) for said in (flagged, without))
+    drawn = decisions(labels, flagged, times)
+    return {k: _figure(v.item(), drawn[k], theirs[k].item()) for k, v in ours.items()}
+
+
 def _masks(
     predictions: Predictions,
     without: Predictions,
@@ -224,6 +263,10 @@ def _masks(
         per_image(p.masks[:, 0] >= FOREGROUND, p.masks[:, 1] >= FOREGROUND, cohort)
         for p in (predictions, without)
     )
+    lungs = np.where(
+        cohort.has_lung[:, None, None], cohort.lung > 0, predictions.masks[:, 0] >= FOREGROUND
+    )
+    whole = per_image(lungs, lungs, cohort)
     covid = cohort.findings[:, 0] == 1
     for figures, said in ((ours, predictions), (theirs, without)):
         figures["covid_called_unhealthy"] = np.where(covid, said.scores[:, 0] >= 0.5, np.nan)
@@ -241,33 +284,44 @@ def _masks(
                 [float(d.mean()) for d in drawn if len(d)],
                 float(theirs[name][measured].mean()),
             ) | {"images": int(measured.sum())}
+            if name.startswith("disease"):
+                found[name + place]["whole_lung"] = float(whole[name][measured].mean())
     return found
 
 
 def _calibration(
-    scores: NDArray[np.float32], labels: NDArray[np.int8], card: Card, bins: int
+    predictions: Predictions,
+    without: Predictions,
+    labels: NDArray[np.int8],
+    times: NDArray[np.int64],
+    card: Card,
+    bins: int,
 ) -> dict[str, Any]:
     """Mean score and share of positives by bins, and Brier's score, raw and calibrated."""
     from sklearn.calibration import calibration_curve
-    from sklearn.metrics import brier_score_loss
 
-    kinds = {"raw": scores.astype(np.float64)}
+    kinds = {"raw": predictions.scores.astype(np.float64)}
     if card.calibration:
-        kinds["calibrated"] = calibrated(scores, card.calibration)
+        kinds["calibrated"] = calibrated(predictions.scores, card.calibration)
     found: dict[str, Any] = {}
     for i, name in enumerate(OUTPUTS):
         known = labels[:, i] != UNKNOWN
         if len(np.unique(labels[known, i])) < 2:
             continue
         found[name] = {}
+        counted = times[:, known]
+        no_model = float(np.mean((without.scores[known, i] - labels[known, i]) ** 2))
         for kind, said in kinds.items():
             share, mean = calibration_curve(
                 labels[known, i], said[known, i], n_bins=bins, strategy="quantile"
             )
+            errors = (said[known, i] - labels[known, i]) ** 2
+            with np.errstate(invalid="ignore"):  # a draw may have none of these images
+                drawn = counted @ errors / counted.sum(axis=1)
             found[name][kind] = {
                 "mean": mean.tolist(),
                 "share": share.tolist(),
-                "brier": float(brier_score_loss(labels[known, i], said[known, i])),
+                "brier": _figure(float(errors.mean()), drawn, no_model),
             }
     return found
 
@@ -275,20 +329,20 @@ def _calibration(
 def _beside_the_paper(found: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for (part, name), (theirs, where) in PAPER.items():
-        figures = (
-            found["masks"]
-            if part == "masks"
-            else found["questions"].get(part, {}).get("figures", {})
-        )
+        asked = found["questions"].get(part, {"figures": {}, "at": {}})
+        decided = {
+            f"{k}_at_{percent}": v for percent, at in asked["at"].items() for k, v in at.items()
+        }
+        figures = found["masks"] if part == "masks" else decided | asked["figures"]
         label = name if part == "masks" else f"{part}: {name}"
         rows.append({"figure": label, "paper": theirs, "where": where, "ours": figures.get(name)})
     return rows
 
 
-def _figure(value: float, drawn: list[float], without: float) -> dict[str, Any]:
-    low, high = np.quantile(drawn, [0.025, 0.975]).tolist() if drawn else (None, None)
-    return {"value": value, "low": low, "high": high, "no_model": without}
-
-
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _figure(value: float, drawn: ArrayLike, without: float) -> dict[str, Any]:
+    """NaN becomes None; draws that are NaN do not count."""
+    kept = np.asarray(drawn, np.float64)
+    kept = kept[~np.isnan(kept)]
+    low, high = np.quantile(kept, [0.025, 0.975]).tolist() if len(kept) else (None, None)
+    found = {"value": value, "low": low, "high": high, "no_model": without}
+    return {k: None if v is None or np.isnan(v) else v for k, v in found.items()}

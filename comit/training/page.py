@@ -112,13 +112,13 @@ def page(found: dict[str, Any], opened: Opened, pictures: dict[str, str]) -> lis
         "## The paper's figures",
         "",
         "Theirs is on their test set, ours on this one: they do not compare, they stand side by "
-        "side. Theirs are across sources.",
+        "side. Theirs are across sources. Precision and F1 are ours at the card's threshold.",
         "",
         "| figure | the paper | ours | no model |",
         "| --- | --- | --- | --- |",
         *(
             f"| {row['figure']} | {row['paper']:.3f} ({row['where']}) | "
-            + (_cells(row["ours"]) if row["ours"] else "no such images | ")
+            + (_cells(row["ours"]) if row["ours"] else "not measured: no such images | ")
             + " |"
             for row in found["paper"]
         ),
@@ -129,12 +129,21 @@ def page(found: dict[str, Any], opened: Opened, pictures: dict[str, str]) -> lis
         "",
         "## At the card's thresholds",
         "",
+        "After each interval what no model gives, its score cut at the same specificity on these "
+        "very images; within one source it flags nobody. None: of no images."
+        + "".join(
+            f" {name[0].upper()}{name[1:]}: the card has no threshold for it."
+            for name, asked in found["questions"].items()
+            if name.endswith("sources mixed") and not asked["at"]
+        ),
+        "",
         "| question | specificity aimed at | specificity | recall | precision | F1 | accuracy |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(
             f"| {name} | {percent} % | "
             + " | ".join(
-                _number(at[k]) for k in ("specificity", "recall", "precision", "f1", "accuracy")
+                f"{_value(at[k])}; {_number(at[k]['no_model'])}"
+                for k in ("specificity", "recall", "precision", "f1", "accuracy")
             )
             + " |"
             for name, asked in found["questions"].items()
@@ -143,12 +152,15 @@ def page(found: dict[str, Any], opened: Opened, pictures: dict[str, str]) -> lis
         "",
         "## Masks",
         "",
-        "At probability 0.5, means over the images that are annotated.",
+        "At probability 0.5, means over the images that are annotated. Whole lungs: all of the "
+        "lungs called diseased, as annotated or, where they are not, as the model sees them.",
         "",
-        "| figure | images | ours | no model |",
-        "| --- | --- | --- | --- |",
+        "| figure | images | ours | no model | whole lungs |",
+        "| --- | --- | --- | --- | --- |",
         *(
-            f"| {name} | {figure['images']} | {_cells(figure)} |"
+            f"| {name} | {figure['images']} | {_cells(figure)} | "
+            + (_number(figure["whole_lung"]) if "whole_lung" in figure else "")
+            + " |"
             for name, figure in found["masks"].items()
         ),
         "",
@@ -156,11 +168,11 @@ def page(found: dict[str, Any], opened: Opened, pictures: dict[str, str]) -> lis
         "",
         "Brier's score, the mean squared distance of a share from 0 or 1; less is better.",
         "",
-        "| score | raw | calibrated |",
-        "| --- | --- | --- |",
+        "| score | raw | no model | calibrated |",
+        "| --- | --- | --- | --- |",
         *(
-            f"| {name} | {kinds['raw']['brier']:.3f} | "
-            + (f"{kinds['calibrated']['brier']:.3f}" if "calibrated" in kinds else "not calibrated")
+            f"| {name} | {_cells(kinds['raw']['brier'])} | "
+            + (_value(kinds["calibrated"]["brier"]) if "calibrated" in kinds else "not calibrated")
             + " |"
             for name, kinds in found["calibration"].items()
         ),
