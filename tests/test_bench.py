@@ -63,8 +63,20 @@ class Sleeper(Engine):
 def test_first_call_is_reported_apart() -> None:
     found = measure(Sleeper, calls=5, seconds=0.1)
     assert found.first_ms >= 200
-    assert 20 <= found.p50_ms < 150 and found.p50_ms <= found.p90_ms <= found.p99_ms
+    assert 20 <= found.p50_ms < 150
     assert (found.batch_size, found.calls) == (4, 5)
+
+
+@pytest.mark.parametrize(("calls", "names"), [(9, 1), (10, 2), (100, 3)])
+def test_a_percentile_takes_enough_calls(
+    calls: int, names: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    found = measure(Sleeper, calls, seconds=0.01)
+    assert [found.p90_ms, found.p99_ms].count(None) == 3 - names
+    series = dict(latency.percentiles([found]))
+    assert list(series) == ["p50", "p90", "p99"][:names]
+    assert sorted(v for (v,) in series.values()) == [v for (v,) in series.values()]
 
 
 def test_batches_grow_until_memory_ends_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,6 +311,13 @@ def test_plan_is_the_smallest_ceiling(wanted: Wanted, rate: float, bottleneck: s
     found = plan(wanted, RATES)
     assert (found.images_per_second, found.bottleneck) == (rate, bottleneck)
     assert found.seconds == pytest.approx(START_UP + 9000 / rate, abs=0.1)
+
+
+def test_plan_says_what_it_assumes() -> None:
+    assert "on the CPU" in plan(Wanted(1, 1, gpus=1), RATES).assumed[-1]
+    assert len(plan(Wanted(1, 1), RATES).assumed) == 2
+    measured = replace(RATES, core_ms={"decode": 10.0})  # with a GPU
+    assert len(plan(Wanted(1, 1, gpus=1), measured).assumed) == 3
 
 
 def test_plan_command_has_figures_of_its_own(tmp_path: Path) -> None:
