@@ -161,18 +161,6 @@ def test_a_run_is_beside_the_stages_before_and_after_it(
     assert (found.efficiency["min"], found.efficiency["max"]) == (0.9, 0.9)
 
 
-def test_ceilings_are_of_cores_gpu_and_disk() -> None:
-    on_cpu = stages(read=1, decode=9, engine=30)
-    assert throughput_module.ceilings(on_cpu, 2, cold=False) == {"cpu": 50}  # 2000 / 40
-    on_gpu = stages(read=1, decode=9)
-    assert throughput_module.ceilings(on_gpu, 2, cold=True) == {"cpu": 200, "gpu": 100, "disk": 30}
-
-
-@pytest.mark.parametrize(
-    ("limits", "efficiency", "workers", "dispatch", "expected"),
-    [
-        ({"cpu": 50.0}, 0.97, 2, 0.3, "engine"),
-        ({"cpu": 200.0, "gpu": 100.0}, 0.97, 2, 0.3, "gpu"),
 def test_cold_files_are_read_once_by_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     paths = [tmp_path / str(i) for i in range(4)]
     for path in paths:
@@ -214,6 +202,18 @@ def test_throughput_refuses_masks_of_flagged_images(pictures: Path) -> None:
         throughput_module.measure(pictures, Options(masks="flagged"))
 
 
+def test_ceilings_are_of_cores_gpu_and_disk() -> None:
+    on_cpu = stages(read=1, decode=9, engine=30)
+    assert throughput_module.ceilings(on_cpu, 2, cold=False) == {"cpu": 50}  # 2000 / 40
+    on_gpu = stages(read=1, decode=9)
+    assert throughput_module.ceilings(on_gpu, 2, cold=True) == {"cpu": 200, "gpu": 100, "disk": 30}
+
+
+@pytest.mark.parametrize(
+    ("limits", "efficiency", "workers", "dispatch", "expected"),
+    [
+        ({"cpu": 50.0}, 0.97, 2, 0.3, "engine"),
+        ({"cpu": 200.0, "gpu": 100.0}, 0.97, 2, 0.3, "gpu"),
         ({"cpu": 50.0}, 0.5, 2, 40.0, "dispatch"),
         ({"cpu": 200.0}, 0.5, 1, 0.3, "workers"),
     ],
@@ -264,6 +264,7 @@ def test_throughput_command_measures_pipeline_and_stages(
     assert tuple(found["core_ms"]) == STAGES and min(found["core_ms"].values()) > 0
     assert found["images"] == 40 and found["distinct"] == 9
     assert found["runs"][0]["screened"] == 40
+    assert found["runs"][0]["wall"] > found["runs"][0]["seconds"]
     expected = found["steady"]["median"] / found["ceilings"]["cpu"]["median"]
     assert found["efficiency"]["median"] == pytest.approx(expected, rel=0.01)
     # and what was written is what the plan reads
@@ -276,7 +277,6 @@ def test_throughput_wants_files_or_a_kind(tmp_path: Path) -> None:
     done = CliRunner().invoke(bench, ["throughput"])
     assert isinstance(done.exception, UsageError)
     with pytest.raises(UsageError, match="no files"):
-    assert found["runs"][0]["wall"] > found["runs"][0]["seconds"]
         throughput_module.measure(tmp_path, Options())
 
 
@@ -376,6 +376,10 @@ def test_compare_runs_a_peer_and_names_what_is_missing(
     peer = by_name["loader2-openvino-fp32"]
     assert peer.score_difference is not None and peer.score_difference < 1e-5
     assert peer.steady["median"] > 0 and peer.ratio["median"] > 0
+    best = [f for f in found if f.peer.startswith("comit-")][-1]
+    assert peer.default_pair == f"comit {best.precision} / peer fp32"
+    expected = best.steady["median"] / peer.steady["median"]
+    assert peer.default_ratio["median"] == pytest.approx(expected, rel=0.01)
     assert by_name["ray"].note == "not run: no_such_package is not installed"
     with pytest.raises(UsageError, match="choose plain-loop"):
         compare.measure(tmp_path / "files", Options(model=tiny_model), only=["nobody"])
@@ -403,10 +407,6 @@ def test_peers_read_one_kind(tmp_path: Path) -> None:
     assert [compare.kind_of([path]) for path in paths] == ["raster", "dicom"]
     with pytest.raises(UsageError, match="a folder of each"):
         compare.kind_of(paths)
-    best = [f for f in found if f.peer.startswith("comit-")][-1]
-    assert peer.default_pair == f"comit {best.precision} / peer fp32"
-    expected = best.steady["median"] / peer.steady["median"]
-    assert peer.default_ratio["median"] == pytest.approx(expected, rel=0.01)
 
 
 def test_scores_of_batches_in_any_order_are_those_of_their_files() -> None:
@@ -528,6 +528,39 @@ def test_gpu_suite_says_that_there_is_no_gpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("gpu_suite: no NVIDIA GPU") and not done.stdout
+
+
+@pytest.mark.parametrize("failing", ["flagged", "breaking", ""])
+def test_cpu_suite_names_what_failed(failing: str, tmp_path: Path) -> None:
+    notes = {"flagged": "not run: ray is not installed", "breaking": "failed: MemoryError"}
+    text = json.dumps({"figures": [{"peer": "ray", "note": notes.get(failing, "")}]}, indent=1)
+    (tmp_path / "note.json").write_text(text)
+    (tmp_path / "python").write_text(
+        f'''#!/bin/bash
+[ "$1" = -c ] && echo fp32 && exit
+echo "$*"
+[ "$4" = compare ] && cp "{tmp_path}/note.json" "${{@: -1}}" || echo {{}} > "${{@: -1}}"
+[ "$4" != "{failing}" ]
+'''
+    )
+    (tmp_path / "python").chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "bench" / "cpu_suite.sh"), "--tiny", str(tmp_path / "out"), "xrays"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    said, *errors = done.stdout, *done.stderr.splitlines()
+    assert "--width 1 --batch-size=1 --batch-size=2 --calls 4 --calls 2" in said
+    assert "--precision fp32" in said and "memory xrays --rows=2" in said
+    if failing == "flagged":
+        assert errors == ["failed: flagged"]
+        assert "peer not run: compare-png: ray: not run: ray is not installed" in said
+    elif failing:
+        assert "failed: compare-png: ray: failed: MemoryError" in errors
+    else:
+        assert not errors and said.endswith("all ran\n")
+    assert done.returncode == bool(failing)
 
 
 def test_memory_of_a_run_counts_all_its_processes(tiny_model: Path, pictures: Path) -> None:
