@@ -18,6 +18,11 @@ JSON = click.option(
 WIDTH = click.option(
     "--width", type=float, help="Instead of --model: an untrained network of this width."
 )
+SIDE = click.option(
+    "--side",
+    type=click.IntRange(224),
+    help="Rows and columns of drawn files [default: a detector's].",
+)
 CHOICES = (
     click.option("--model", type=PATH, help="Exported .onnx model; default: the bundled one."),
     click.option("--engine", default="auto", show_default=True, help="As in comit screen."),
@@ -96,6 +101,7 @@ def latency(
 @click.option("--seconds", default=2.0, show_default=True, help="For each stage alone.")
 @click.option("--generate", type=click.Choice(GENERATED), help="Draw files instead of INPUT.")
 @click.option("--files", type=click.IntRange(1), default=16, show_default=True, help="To draw.")
+@SIDE
 @click.option(
     "--images", type=click.IntRange(1), help="Of a run, the files over and over [default: once]."
 )
@@ -110,6 +116,7 @@ def throughput(
     seconds: float,
     generate: str | None,
     files: int,
+    side: int | None,
     images: int | None,
     cold: bool,
     sweep: bool,
@@ -122,7 +129,7 @@ def throughput(
     from comit.bench.throughput import measure
     from comit.screen import Options
 
-    with drawn(source, generate, files) as folder, chosen(model, width) as path:
+    with drawn(source, generate, files, side) as folder, chosen(model, width) as path:
         options = Options(model=path, **given)
         found = measure(folder, options, seconds, repeat, images, cold, sweep)
     columns = ("images", "core_ms_total", "ceilings", "steady", "images_per_second", "efficiency")
@@ -151,7 +158,7 @@ def chosen(model: Path | None, width: float | None) -> Iterator[Path]:
 
 
 @contextmanager
-def drawn(source: Path | None, kind: str | None, files: int) -> Iterator[Path]:
+def drawn(source: Path | None, kind: str | None, files: int, side: int | None) -> Iterator[Path]:
     """INPUT, or a folder of ``files`` drawn ones that is gone afterwards."""
     import tempfile
 
@@ -163,7 +170,7 @@ def drawn(source: Path | None, kind: str | None, files: int) -> Iterator[Path]:
         yield source
     else:
         with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
-            generate(str(kind), files, Path(folder))
+            generate(str(kind), files, Path(folder), (side, side) if side else None)
             yield Path(folder)
 
 
@@ -173,6 +180,7 @@ def drawn(source: Path | None, kind: str | None, files: int) -> Iterator[Path]:
 @WIDTH
 @click.option("--generate", type=click.Choice(GENERATED), help="Draw files instead of INPUT.")
 @click.option("--files", type=click.IntRange(1), default=16, show_default=True, help="To draw.")
+@SIDE
 @click.option("--images", type=click.IntRange(1), help="Of a run [default: each file once].")
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--peer", "peers", multiple=True, help="Only this one; repeat for several.")
@@ -183,6 +191,7 @@ def compare(
     width: float | None,
     generate: str | None,
     files: int,
+    side: int | None,
     images: int | None,
     repeat: int,
     peers: tuple[str, ...],
@@ -191,15 +200,15 @@ def compare(
     """Screen the same files with comit and with what people use instead.
 
     Peers that run our network must give its scores. `ratio` is comit's steady rate over the
-    peer's, at the same precision.
+    peer's at the same precision, `default_ratio` at the precision that comit chooses.
     """
     from comit.bench.compare import measure
     from comit.screen import Options
 
-    with drawn(source, generate, files) as folder, chosen(model, width) as path:
+    with drawn(source, generate, files, side) as folder, chosen(model, width) as path:
         found = measure(folder, Options(model=path), repeat, images, peers, say)
-    columns = ("peer", "precision", "steady", "ratio", "whole_ratio", "score_difference", "note")
-    show(found, columns, to)
+    columns = ("peer", "precision", "steady", "ratio", "whole_ratio", "default_ratio")
+    show(found, (*columns, "default_pair", "score_difference", "note"), to)
 
 
 @bench.command()
@@ -383,7 +392,7 @@ def shown(value: Any) -> str:
         if set(value) == {"median", "min", "max"}:
             return f"{value['median']} ({value['min']} to {value['max']})"
         return ", ".join(f"{name} {shown(v)}" for name, v in value.items())
-    return "" if value is None else str(value)
+    return "-" if value is None else str(value)
 
 
 def write_json(here: dict[str, Any], figures: list[dict[str, Any]], to: Path) -> None:

@@ -13,22 +13,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from comit.bench.peers import PEERS, Answer, Task, missing
 from comit.bench.steady import spread
 from comit.bench.throughput import listed, run
 from comit.config import usable_cores
+from comit.decode.dicom import is_dicom
 from comit.engine import load_engine
 from comit.errors import ComitError, ParityError, UsageError
+from comit.results import read
 from comit.screen import Options
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 2e-3}  # of a score, from ours in fp32
 LIMIT = 1800.0  # seconds for one peer
+SCORES = ("score_unhealthy", "score_covid", "score_other")
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,14 @@ class Compared:
     peer: str
     what: str
     precision: str
-    steady: dict[str, float]  # images a second between the rows at 10 % and 90 %
-    images_per_second: dict[str, float]  # with start-up of its worker processes
+    steady: dict[str, float]  # images a second between the rows at 10 % and 90 %; empty: too few
+    images_per_second: dict[str, float]  # of all its time, see comit.bench.peers.Answer
     ratio: dict[str, float]  # comit at the same precision / this one, steady, repeat by repeat
-    whole_ratio: dict[str, float]  # the same with start-up
+    whole_ratio: dict[str, float]  # the same of all their time; comit's has its model's load in it
+    default_ratio: dict[str, float]  # comit at the precision it chooses / this one, steady
+    default_pair: str  # the precisions of that: "comit bf16 / peer fp32"
     score_difference: float | None  # largest, from comit in fp32; None for another network
-    note: str = ""  # why it was not run
+    note: str = ""  # why it was not run, or what it failed of
 
 
 def measure(
@@ -56,20 +62,22 @@ def measure(
 ) -> list[Compared]:
     """Runs comit in every precision and all peers ``repeat`` times.
 
-    Raises ParityError where a peer that runs our network scores otherwise, UsageError for a name
-    in ``only`` that is no peer.
+    Raises ParityError where comit, or a peer that runs our network, scores otherwise, UsageError
+    for a name in ``only`` that is no peer and for files of which only some are DICOM.
     """
     if unknown := set(only) - set(PEERS):
         raise UsageError(f"peer {min(unknown)!r}: choose {', '.join(PEERS)}")
     paths = listed(source, options.pattern)
     paths = list(islice(cycle(paths), images or len(paths)))
+    kind = kind_of(paths)
     precisions = possible(options.model)
     chosen = {name: PEERS[name] for name in only or PEERS}
-    absent = {name: why for name, peer in chosen.items() if (why := missing(peer))}
+    absent = {name: f"not run: {why}" for name, peer in chosen.items() if (why := missing(peer))}
     if usable_cores() == 2 and not only:
-        absent |= {n: "N is 2 here: see loader2" for n in chosen if n.startswith("loadern-")}
+        same = "not run: N is 2 here: see loader2"
+        absent |= {name: same for name in chosen if name.startswith("loadern-")}
     absent |= {
-        name: "this CPU has no bf16"
+        name: "not run: this CPU has no bf16"
         for name, peer in chosen.items()
         if peer.precision not in precisions
     }
@@ -81,20 +89,19 @@ def measure(
         order.shuffle(runs)
         for name in list(runs):
             try:
-                answer = one(name, paths, options)
+                answer = one(name, paths, options, kind)
             except ComitError as error:
-                if turn:
+                if turn or name not in PEERS:
                     raise
                 absent[name] = str(error)
                 runs.remove(name)
                 continue
+            check(name, answer, reference)
             found[name].append(answer)
-            say(f"{turn + 1}/{repeat} {name}: {answer.steady:.2f} images/s")
-            if not turn:
-                check(name, answer, reference)
+            say(f"{turn + 1}/{repeat} {name}: {answer.steady or 0:.2f} images/s")
     return [
         *(
-            summary(name, answers, found, reference, len(paths))
+            summary(name, answers, found, reference, precisions[-1])
             for name, answers in found.items()
             if answers
         ),
@@ -103,7 +110,7 @@ def measure(
             for name, why in absent.items()
         ),
         *(
-            not_run(name, name, "", "needs a GPU; written without one, so not at all")
+            not_run(name, name, "", "not run: needs a GPU; written without one, so not at all")
             for name in ("DALI", "nvImageCodec")
             if not only
         ),
@@ -111,13 +118,24 @@ def measure(
 
 
 def possible(model: Path) -> list[str]:
-    """fp32, and bf16 where OpenVINO computes in it on this CPU."""
+    """fp32, and bf16 where OpenVINO computes in it on this CPU; the last is comit's default."""
     engine = load_engine(model, "openvino", "cpu")
     return ["fp32", *([engine.precision] if engine.precision != "fp32" else [])]
 
 
-def reference_scores(paths: Sequence[Path], model: Path) -> dict[Path, list[float]]:
-    """Scores of our own reader and OpenVINO in fp32, by file.
+def kind_of(paths: Sequence[Path]) -> str:
+    """``dicom`` or ``raster``, by their first bytes; raises UsageError where both are there."""
+    kinds = set()
+    for path in dict.fromkeys(paths):
+        with path.open("rb") as file:
+            kinds.add("dicom" if is_dicom(file.read(4096)) else "raster")
+    if len(kinds) > 1:
+        raise UsageError("some of the files are DICOM; peers read one kind: give a folder of each")
+    return kinds.pop()
+
+
+def reference_scores(paths: Sequence[Path], model: Path) -> NDArray[np.float32]:
+    """(N, 3) scores of our own reader and OpenVINO in fp32.
 
     Raises UsageError for a file that cannot be screened: most peers would end there.
     """
@@ -129,43 +147,53 @@ def reference_scores(paths: Sequence[Path], model: Path) -> dict[Path, list[floa
         images = grids([path], Options(model=model), 1)
         if not len(images):
             raise UsageError(f"{path} cannot be screened, and peers would fail on it; leave it out")
-        scores[path] = engine.predict(images).scores[0].tolist()
-    return scores
+        scores[path] = engine.predict(images).scores[0]
+    return np.array([scores[path] for path in paths])
 
 
-def check(name: str, answer: Answer, reference: dict[Path, list[float]]) -> None:
+def precision_of(name: str) -> str:
+    """Of a peer, or of ``comit-PRECISION``."""
+    return PEERS[name].precision if name in PEERS else name.removeprefix("comit-")
+
+
+def check(name: str, answer: Answer, reference: NDArray[np.float32]) -> None:
     """Raises ParityError where scores differ by more than the precision explains."""
+    if name in PEERS and not PEERS[name].own_network:
+        return
     off = difference(answer, reference)
-    if off is not None and off > TOLERANCE[PEERS[name].precision]:
-        raise ParityError(f"{name} scores otherwise than comit (by {off:.4f}): not the same work")
+    if off is None or not off <= TOLERANCE[precision_of(name)]:  # NaN is neither
+        by = "has none" if off is None else f"by {off:.4f}"
+        raise ParityError(f"{name} scores otherwise than comit in fp32 ({by}): not the same work")
 
 
-def difference(answer: Answer, reference: dict[Path, list[float]]) -> float | None:
+def difference(answer: Answer, reference: NDArray[np.float32]) -> float | None:
     """Largest difference of a score from ours in fp32; None without scores."""
     if not answer.scores:
         return None
-    ours = np.array(list(reference.values()))
-    return float(np.abs(np.array(answer.scores)[: len(ours)] - ours).max())
+    found = np.array(answer.scores, np.float32)  # a row without scores has NaN
+    return float(np.abs(found - reference).max()) if found.shape == reference.shape else np.inf
 
 
-def one(name: str, paths: Sequence[Path], options: Options) -> Answer:
+def one(name: str, paths: Sequence[Path], options: Options, kind: str) -> Answer:
     """One run of comit or of a peer."""
-    if name.startswith("comit-"):
-        return ours(name.removeprefix("comit-"), paths, options)
-    kind = "dicom" if paths[0].suffix == ".dcm" else "raster"
+    if name not in PEERS:
+        return ours(precision_of(name), paths, options)
     task = Task(name, str(options.model), tuple(map(str, paths)), usable_cores(), kind)
     with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
         errors = Path(folder) / "errors"
         with errors.open("w") as to:
-            done = subprocess.run(
-                [sys.executable, "-m", "comit.bench.peers"],
-                input=json.dumps(asdict(task)),
-                stdout=subprocess.PIPE,
-                stderr=to,
-                text=True,
-                timeout=LIMIT,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            )
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-m", "comit.bench.peers"],
+                    input=json.dumps(asdict(task)),
+                    stdout=subprocess.PIPE,
+                    stderr=to,
+                    text=True,
+                    timeout=LIMIT,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                )
+            except subprocess.TimeoutExpired:
+                raise ComitError(f"failed: not done after {LIMIT:g} s") from None
         if done.returncode:
             last = [line for line in errors.read_text().splitlines() if line.strip()][-1:]
             raise ComitError(f"failed: {last[0][:160] if last else done.returncode}")
@@ -174,38 +202,47 @@ def one(name: str, paths: Sequence[Path], options: Options) -> Answer:
 
 def ours(precision: str, paths: Sequence[Path], options: Options) -> Answer:
     """The whole of ``comit screen`` with masks for every row, in this precision."""
-    import dataclasses
-
     unique = list(dict.fromkeys(paths))
-    taken = dataclasses.replace(options, engine="openvino", device="cpu", precision=precision)
-    done = run(unique, len(paths), taken)
-    return Answer(done.seconds, done.steady, [])
+    taken = replace(options, engine="openvino", device="cpu", precision=precision)
+    with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
+        out = Path(folder) / "results.parquet"
+        done = run(unique, len(paths), taken, out=out)
+        rows = read(out, ["row_id", *SCORES]).to_pylist()
+    rows.sort(key=lambda row: int(row["row_id"]))
+    return Answer(done.wall, done.steady or None, [[row[s] for s in SCORES] for row in rows])
 
 
 def summary(
     name: str,
     answers: list[Answer],
     found: dict[str, list[Answer]],
-    reference: dict[Path, list[float]],
-    images: int,
+    reference: NDArray[np.float32],
+    default: str,
 ) -> Compared:
-    """Rates and ratios of one, with their spread."""
-    peer = PEERS.get(name)
-    precision = peer.precision if peer else name.removeprefix("comit-")
+    """Rates and ratios of one, with their spread; ``default`` is the precision comit chooses."""
+    peer, precision = PEERS.get(name), precision_of(name)
     beside = found[f"comit-{precision}"]
-    pairs = list(zip(beside, answers, strict=True))
+    off = [d for answer in answers if (d := difference(answer, reference)) is not None]
     return Compared(
         peer=name,
         what=peer.what if peer else "comit screen, OpenVINO, masks and Parquet written",
         precision=precision,
-        steady=spread([a.steady for a in answers]),
-        images_per_second=spread([images / a.seconds for a in answers]),
-        ratio=spread([c.steady / a.steady for c, a in pairs]),
-        whole_ratio=spread([a.seconds / c.seconds for c, a in pairs]),
-        score_difference=difference(answers[0], reference),
+        steady=spread(steady) if all(steady := [a.steady or 0.0 for a in answers]) else {},
+        images_per_second=spread([len(reference) / a.seconds for a in answers]),
+        ratio=ratio(beside, answers),
+        whole_ratio=spread([a.seconds / c.seconds for c, a in zip(beside, answers, strict=True)]),
+        default_ratio=ratio(found[f"comit-{default}"], answers),
+        default_pair=f"comit {default} / {'peer' if peer else 'comit'} {precision}",
+        score_difference=max(off, default=None),
     )
+
+
+def ratio(fast: list[Answer], slow: list[Answer]) -> dict[str, float]:
+    """Of the steady rates, repeat by repeat; empty where a run was too short to have one."""
+    found = [f.steady / s.steady for f, s in zip(fast, slow, strict=True) if f.steady and s.steady]
+    return spread(found) if len(found) == len(fast) else {}
 
 
 def not_run(name: str, what: str, precision: str, why: str) -> Compared:
     """A peer that is listed all the same."""
-    return Compared(name, what, precision, {}, {}, {}, {}, None, f"not run: {why}")
+    return Compared(name, what, precision, {}, {}, {}, {}, {}, "", None, why)

@@ -35,8 +35,8 @@ class Latency:
     load_ms: float  # loading and compiling
     first_ms: float  # of the first call, which may compile; not in what follows
     p50_ms: float
-    p90_ms: float
-    p99_ms: float
+    p90_ms: float | None  # None with fewer than 10 calls
+    p99_ms: float | None  # and with fewer than 100
     lanes: int
     images_per_second: float  # all lanes busy
     mhz_before: float | None  # of the cores, mean; None where the system does not say
@@ -77,7 +77,7 @@ def by_batch(
 def measure(load: Callable[[], Engine], calls: int = 30, seconds: float = 3.0) -> Latency:
     """Times ``calls`` full batches of random images after two that warm up, then the rate.
 
-    The percentiles are those of the calls, interpolated: with 30 calls p99 is near the slowest.
+    The percentiles are those of the calls, interpolated; p90 takes 10 of them, p99 takes 100.
     """
     mhz = clock()
     started = time.perf_counter()
@@ -87,7 +87,8 @@ def measure(load: Callable[[], Engine], calls: int = 30, seconds: float = 3.0) -
         images = noise(engine.batch_size)
         first = _timed(engine, images)
         _timed(engine, images)
-        p50, p90, p99 = np.percentile([_timed(engine, images) for _ in range(calls)], [50, 90, 99])
+        times = [_timed(engine, images) for _ in range(calls)]
+        p50, p90, p99 = (round(float(p) * 1e3, 3) for p in np.percentile(times, [50, 90, 99]))
         images_per_second = rate(engine, seconds)
         return Latency(
             engine=engine.name,
@@ -97,9 +98,9 @@ def measure(load: Callable[[], Engine], calls: int = 30, seconds: float = 3.0) -
             calls=calls,
             load_ms=round(loading * 1e3, 1),
             first_ms=round(first * 1e3, 3),
-            p50_ms=round(float(p50) * 1e3, 3),
-            p90_ms=round(float(p90) * 1e3, 3),
-            p99_ms=round(float(p99) * 1e3, 3),
+            p50_ms=p50,
+            p90_ms=p90 if calls >= 10 else None,
+            p99_ms=p99 if calls >= 100 else None,
             lanes=engine.lanes,
             images_per_second=round(images_per_second, 3),
             mhz_before=mhz,
@@ -110,22 +111,25 @@ def measure(load: Callable[[], Engine], calls: int = 30, seconds: float = 3.0) -
         engine.close()
 
 
-def rate(engine: Engine, seconds: float) -> float:
+def rate(
+    engine: Engine, seconds: float, compute: Callable[[NDArray[np.float32]], object] | None = None
+) -> float:
     """Images a second with every lane busy for about ``seconds`` on random images.
 
-    Each lane does one batch to warm up and then at least two.
+    ``compute`` is what the engine does, infer by default. Each lane does one batch to warm up and
+    then at least two.
     """
-    images = noise(engine.batch_size)
+    images, work = noise(engine.batch_size), compute or engine.infer
 
     def lane(until: float) -> int:
         done = 0
         while done < 2 or time.perf_counter() < until:
-            engine.infer(images)
+            work(images)
             done += 1
         return done
 
     with ThreadPoolExecutor(engine.lanes) as threads:
-        list(threads.map(lambda _: engine.infer(images), range(engine.lanes)))
+        list(threads.map(lambda _: work(images), range(engine.lanes)))
         started = time.perf_counter()
         batches = sum(threads.map(lane, [started + seconds] * engine.lanes))
         return batches * engine.batch_size / (time.perf_counter() - started)
@@ -181,10 +185,11 @@ def new_figure() -> Any:
 
 
 def percentiles(found: Sequence[Latency]) -> Iterator[tuple[str, list[float]]]:
-    """Name and milliseconds of each percentile, by batch size."""
-    yield "p50", [f.p50_ms for f in found]
-    yield "p90", [f.p90_ms for f in found]
-    yield "p99", [f.p99_ms for f in found]
+    """Name and milliseconds of each percentile that was taken, by batch size."""
+    for name in ("p50", "p90", "p99"):
+        values = [getattr(f, f"{name}_ms") for f in found]
+        if None not in values:
+            yield name, values
 
 
 def _timed(engine: Engine, images: NDArray[np.float32]) -> float:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 BATCH = 4  # images a batch of a DataLoader: the fastest for these engines on a CPU
 Grid = NDArray[np.float32]  # (1, 224, 224) in [0, 1]
-Scores = Iterator[NDArray[np.float32]]  # (N, 3), a batch after the other
+Scores = Iterator[tuple[Sequence[int], NDArray[np.float32]]]  # which files, (N, 3): a batch
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Task:
     model: str
     paths: tuple[str, ...]
     cores: int
-    kind: str = "dicom"  # dicom or raster: what pydicom and PIL read
+    kind: str  # dicom or raster: what pydicom and PIL read
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Answer:
     """What it did."""
 
     seconds: float  # from the first file to the last score, loading of the model left out
-    steady: float  # images a second between the rows at 10 % and 90 %
+    steady: float | None  # images a second between the rows at 10 % and 90 %; None: too few
     scores: list[list[float]]  # of every file, in order; empty for another network
 
 
@@ -66,11 +67,11 @@ class Peer:
     own_network: bool = True  # runs our network: its scores must be ours
 
 
-def read(path: str) -> Grid:
+def read(path: str, kind: str) -> Grid:
     """A file as a researcher reads it, prepared as ours are: (1, 224, 224) float32."""
     from comit.preprocess import Presentation, Window
 
-    if not path.endswith(".dcm"):
+    if kind != "dicom":
         image = import_module("PIL.Image")
         with image.open(path) as opened:
             samples = np.asarray(opened if opened.mode.startswith("I") else opened.convert("L"))
@@ -114,7 +115,7 @@ def presentation(ds: Any, make: Any, window: Any) -> Any:
 class Files:
     """A map-style data set, as torch's DataLoader takes one."""
 
-    def __init__(self, paths: tuple[str, ...], load: Callable[[str], Grid] = read) -> None:
+    def __init__(self, paths: tuple[str, ...], load: Callable[[str], Grid]) -> None:
         self.paths, self.load = paths, load
 
     def __len__(self) -> int:
@@ -133,11 +134,11 @@ def plain_loop(task: Task) -> Callable[[], Scores]:
     network = load_network(Path(task.model)).eval()
 
     def run() -> Scores:
-        for path in task.paths:
+        for i, path in enumerate(task.paths):
             with torch.inference_mode():
-                outputs = network(torch.from_numpy(read(path)[None]))
+                outputs = network(torch.from_numpy(read(path, task.kind)[None]))
                 outputs.masks().numpy() >= 0.5  # noqa: B015 (what is done with masks at least)
-                yield outputs.scores().numpy()
+                yield [i], outputs.scores().numpy()
 
     return run
 
@@ -147,7 +148,8 @@ def loader(workers: int, engine: str, precision: str) -> Callable[[Task], Callab
 
     def prepare(task: Task) -> Callable[[], Scores]:
         loaded = load(task, engine, precision)
-        return lambda: fed(loaded, batches(task, workers or task.cores, Files(task.paths)))
+        files = Files(task.paths, partial(read, kind=task.kind))
+        return lambda: fed(loaded, batches(workers or task.cores, files))
 
     return prepare
 
@@ -161,7 +163,7 @@ def load(task: Task, engine: str, precision: str) -> Engine:
     return loaded
 
 
-def batches(task: Task, workers: int, files: Any) -> Iterator[NDArray[np.float32]]:
+def batches(workers: int, files: Any) -> Iterator[NDArray[np.float32]]:
     """(N, 1, 224, 224) batches of a DataLoader."""
     data: Any = import_module("torch.utils.data")
     for batch in data.DataLoader(files, batch_size=BATCH, num_workers=workers):
@@ -171,15 +173,18 @@ def batches(task: Task, workers: int, files: Any) -> Iterator[NDArray[np.float32
 def fed(engine: Engine, images: Iterator[NDArray[np.float32]]) -> Scores:
     """Runs batches on all lanes of an engine, in order."""
     with ThreadPoolExecutor(engine.lanes) as threads:
-        waiting = []
+        waiting, begun = [], 0
 
-        def infer(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        def infer(
+            first: int, batch: NDArray[np.float32]
+        ) -> tuple[Sequence[int], NDArray[np.float32]]:
             inference = engine.infer(batch)
             inference.masks >= FOREGROUND  # noqa: B015
-            return inference.scores
+            return range(first, first + len(batch)), inference.scores
 
         for batch in images:
-            waiting.append(threads.submit(infer, batch))
+            waiting.append(threads.submit(infer, begun, batch))
+            begun += len(batch)
             if len(waiting) > engine.lanes:
                 yield waiting.pop(0).result()
         for future in waiting:
@@ -234,14 +239,14 @@ class MonaiPrepare:
 
 
 def ray_data(task: Task) -> Callable[[], Scores]:
-    """Ray Data: files decoded by tasks, ONNX Runtime in an actor."""
+    """Ray Data: files decoded by tasks, ONNX Runtime in an actor that starts with the clock."""
     ray: Any = import_module("ray")
     data: Any = import_module("ray.data")
     ray.init(
         num_cpus=task.cores, include_dashboard=False, logging_level="ERROR", log_to_driver=False
     )
     data.DataContext.get_current().enable_progress_bars = False
-    model, cores = task.model, task.cores
+    model, cores, kind = task.model, task.cores, task.kind
 
     class Predict:
         def __init__(self) -> None:
@@ -257,14 +262,11 @@ def ray_data(task: Task) -> Callable[[], Scores]:
         items = [{"at": i, "path": p} for i, p in enumerate(task.paths)]
         found = (
             data.from_items(items)
-            .map(lambda item: {"at": item["at"], "images": read(item["path"])})
+            .map(lambda item: {"at": item["at"], "images": read(item["path"], kind)})
             .map_batches(Predict, batch_size=BATCH, concurrency=1, num_cpus=0)
         )
-        scores: dict[int, Any] = {}
         for batch in found.iter_batches(batch_size=BATCH):
-            for at, row in zip(batch["at"], batch["scores"], strict=True):
-                scores[int(at)] = row
-        yield np.stack([scores[i] for i in range(len(items))])
+            yield batch["at"].tolist(), np.stack(batch["scores"])
 
     return run
 
@@ -281,7 +283,7 @@ def torchxrayvision(task: Task) -> Callable[[], Scores]:
     crop, resize = xrv.datasets.XRayCenterCrop(), xrv.datasets.XRayResizer(224, "cv2")
 
     def one(path: str) -> Grid:
-        if path.endswith(".dcm"):
+        if task.kind == "dicom":
             from pydicom import dcmread
 
             picture, top = dcmread(path).pixel_array, 4095
@@ -291,9 +293,9 @@ def torchxrayvision(task: Task) -> Callable[[], Scores]:
         return np.asarray(grid, np.float32)
 
     def run() -> Scores:
-        for path in task.paths:
+        for i, path in enumerate(task.paths):
             with torch.inference_mode():
-                yield network(torch.from_numpy(one(path))[None]).numpy()[:, :3]
+                yield [i], network(torch.from_numpy(one(path))[None]).numpy()[:, :3]
 
     return run
 
@@ -347,17 +349,20 @@ def main() -> None:
     """Reads a :class:`Task` as JSON from standard input, prints an :class:`Answer`."""
     given = json.loads(sys.stdin.read())
     task = Task(**{**given, "paths": tuple(given["paths"])})
-    peer = PEERS[task.peer]
-    run = peer.run(task)
+    print(json.dumps(asdict(answer(PEERS[task.peer], PEERS[task.peer].run(task)))))
+
+
+def answer(peer: Peer, run: Callable[[], Scores]) -> Answer:
+    """Times one run; scores of batches in any order go to where their files are."""
     marks: list[tuple[float, int]] = []
-    scores: list[list[float]] = []
+    scores: dict[int, list[float]] = {}
     started = time.perf_counter()
-    for found in run():
+    for at, found in run():
         marks.append((time.perf_counter(), len(found)))
-        scores += found.tolist() if peer.own_network else []
+        scores |= zip(at, found.tolist(), strict=True)
     seconds = time.perf_counter() - started
-    rate = steady_rate(marks) or len(task.paths) / seconds
-    print(json.dumps(asdict(Answer(round(seconds, 3), round(rate, 3), scores))))
+    ordered = [row for _, row in sorted(scores.items())] if peer.own_network else []
+    return Answer(round(seconds, 3), round(steady_rate(marks), 3) or None, ordered)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@
               times the number of comits: one a GPU, or one
 
 The model takes a core to be a core and stages to share them freely, which a measurement with all
-cores busy supports; that memory and disk keep up with more cores than were measured is assumed.
+cores busy supports; that memory and disk keep up with more cores than were measured is assumed,
+and for a GPU, where the stages were measured without one, that dispatch and efficiency are as then.
 """
 
 from __future__ import annotations
@@ -158,9 +159,11 @@ def plan(wanted: Wanted, rates: Rates) -> Plan:
     rate = min(rates.efficiency, 1.0) * limits[smallest]
     name = max(on_cpu, key=on_cpu.__getitem__) if smallest == "cpu" else smallest
     seconds = START_UP + wanted.images / rate
-    assumed = [f"start-up of {START_UP:g} s"]
+    assumed = [f"start-up of {START_UP:g} s", "memory and disk keep up with that many cores"]
     if wanted.gpus:
         assumed.append(f"{wanted.gpu_rate:g} images a second of a GPU, one comit on each")
+    if wanted.gpus and "engine" in rates.core_ms:
+        assumed.append("dispatch and efficiency as measured with the engine on the CPU")
     return Plan(
         images=wanted.images,
         seconds=round(seconds, 1),

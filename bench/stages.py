@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -52,21 +52,29 @@ class Stages:
 
     core_ms: dict[str, float]  # core-milliseconds an image; an engine on a GPU is not in it
     engine_rate: float  # images a second, all lanes
-    disk_rate: float  # images a second, read by all processes at once
+    disk_rate: float  # images a second, read by all processes at once; cold: files put out first
     file_bytes: float  # of a file, mean
 
 
 def measure(
-    paths: Sequence[Path], options: Options, engine: Engine, cores: int, seconds: float
+    paths: Sequence[Path],
+    options: Options,
+    engine: Engine,
+    cores: int,
+    seconds: float,
+    cold: bool = False,
 ) -> Stages:
     """Times read, decode, preprocess, postprocess, write and the engine on ``paths``.
 
-    Each takes about ``seconds``. Raises UsageError where no file can be screened.
+    Each takes about ``seconds``; with ``cold`` reading the disk is one pass over all files, put
+    out of the page cache before. The engine computes what the pipeline would: scores alone where
+    no masks are wanted. Raises UsageError where no file can be screened.
     """
     from comit.bench.latency import rate
 
     with as_decoders(), ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as processes:
         list(processes.map(warm_up, range(cores)))
+        disk = bytes_per_second(paths, processes) if cold else 0.0
         parts = [list(paths[i::cores]) or list(paths) for i in range(cores)]
         shares = list(processes.map(front, parts, [seconds] * cores, [options.view_policy] * cores))
         images = sum(s.images for s in shares)
@@ -93,17 +101,48 @@ def measure(
                 )
             )
             core_ms["postprocess"] = 1000 * sum(s for s, _ in back) / sum(n for _, n in back)
-    engine_rate = rate(engine, seconds)
+    wanted = engine.scores if engine.two_stage and options.masks == "none" else engine.infer
+    engine_rate = rate(engine, seconds, wanted)
     if engine.device == "cpu":
         core_ms["engine"] = 1000 * cores / engine_rate
     core_ms["write"] = 1000 * write_alone(rows_of(inference, point, options.masks), seconds)
-    nbytes = sum(s.nbytes for s in shares)
+    file_bytes = sum(s.nbytes for s in shares) / images
+    warm = sum(s.images / max(s.disk_seconds, 1e-9) for s in shares)
     return Stages(
         core_ms={name: round(core_ms[name], 4) for name in STAGES if name in core_ms},
         engine_rate=round(engine_rate, 3),
-        disk_rate=round(sum(s.images / max(s.disk_seconds, 1e-9) for s in shares), 1),
-        file_bytes=round(nbytes / images, 1),
+        disk_rate=round(disk / file_bytes if cold else warm, 1),
+        file_bytes=round(file_bytes, 1),
     )
+
+
+def bytes_per_second(paths: Sequence[Path], processes: Executor) -> float:
+    """Of one pass over all files by all processes at once, none in the page cache before."""
+    forget(paths)
+    started = time.perf_counter()
+    nbytes = sum(processes.map(read_alone, paths))
+    return nbytes / (time.perf_counter() - started)
+
+
+def read_alone(path: Path) -> int:
+    """Reads a file as the pipeline does; its bytes, 0 where it cannot be read."""
+    from comit.decode import Limits
+    from comit.decode.worker import read_file
+
+    with suppress(ItemError):
+        return len(read_file(os.fsencode(path), Limits().file_bytes).data)
+    return 0
+
+
+def forget(paths: Sequence[Path]) -> None:
+    """Puts files out of the page cache (posix_fadvise), where the system heeds it."""
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
 
 
 @contextmanager

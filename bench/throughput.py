@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from comit.bench.memory import family, manifest, proportional
-from comit.bench.stages import Stages
+from comit.bench.stages import Stages, forget
 from comit.bench.stages import measure as measure_stages
 from comit.bench.steady import EDGE, Watch, spread, steady_rate
 from comit.config import usable_cores
@@ -46,9 +46,10 @@ class Run:
     """One run of the whole pipeline."""
 
     screened: int
-    seconds: float  # first file to last row, start of the decoding processes included
+    seconds: float  # first file to last row; the decoding processes start as the model loads
+    wall: float  # of all: listing, the model's load, rows, publishing
     images_per_second: float  # screened / seconds
-    steady: float  # images a second between the rows at 10 % and 90 %
+    steady: float  # images a second between the rows at 10 % and 90 %; 0 with too few batches
     first_tenth: float  # images a second between the rows at 5 % and 15 %
     last_tenth: float  # and between those at 85 % and 95 %
     dispatch_core_ms: float  # an image, of the thread that hands everything on
@@ -82,7 +83,7 @@ class Throughput:
     core_ms: dict[str, float]  # core-milliseconds an image of each stage alone, median
     core_ms_total: float
     ceilings: dict[str, dict[str, float]]  # images a second
-    steady: dict[str, float]  # images a second, end to end
+    steady: dict[str, float]  # images a second, end to end; with too few batches all of the run
     images_per_second: dict[str, float]  # with start-up
     efficiency: dict[str, float]  # steady / smallest ceiling, of the stages just before and after
     bottleneck: str
@@ -111,8 +112,11 @@ def measure(
 
     ``images`` of a run: the files of ``source`` over and over; None is each file once. ``cold``
     puts them out of the page cache first, which makes the disk a ceiling. Raises UsageError
-    where nothing can be screened.
+    where nothing can be screened, and for masks of flagged images: what those cost depends on
+    how many there are.
     """
+    if options.masks == "flagged":
+        raise UsageError("throughput takes --masks all or none; for flagged: comit bench flagged")
     paths = listed(source, options.pattern)
     images = images or len(paths)
     if cold and images > len(paths):
@@ -125,12 +129,12 @@ def measure(
         stages.append(alone(paths, options, cores, seconds, cold))
     workers = options.workers or min(cores, 32)
     limits = [ceilings(mean(*around), cores, cold) for around in pairwise(stages)]
-    pairs = list(zip(runs, limits, strict=True))
+    rates = [r.steady or r.images_per_second for r in runs]
     core_ms = {
         name: round(statistics.median(s.core_ms[name] for s in stages), 3)
         for name in stages[0].core_ms
     }
-    efficiency = spread([r.steady / min(c.values()) for r, c in pairs])
+    efficiency = spread([r / min(c.values()) for r, c in zip(rates, limits, strict=True)])
     dispatch = statistics.median(r.dispatch_core_ms for r in runs)
     medians = {name: statistics.median(c[name] for c in limits) for name in limits[0]}
     bottleneck = find_bottleneck(core_ms, medians, efficiency["median"], workers, cores, dispatch)
@@ -147,7 +151,7 @@ def measure(
         core_ms=core_ms,
         core_ms_total=round(sum(core_ms.values()), 3),
         ceilings={name: spread([c[name] for c in limits]) for name in limits[0]},
-        steady=spread([r.steady for r in runs]),
+        steady=spread(rates),
         images_per_second=spread([r.images_per_second for r in runs]),
         efficiency=efficiency,
         bottleneck=bottleneck,
@@ -178,13 +182,11 @@ def alone(
     paths: Sequence[Path], options: Options, cores: int, seconds: float, cold: bool
 ) -> Stages:
     """The stages alone, with an engine that is gone afterwards."""
-    if cold:
-        forget(paths)
     engine = load_engine(
         options.model, options.engine, options.device, options.precision, options.batch_size
     )
     try:
-        return measure_stages(paths, options, engine, cores, seconds)
+        return measure_stages(paths, options, engine, cores, seconds, cold)
     finally:
         engine.close()
 
@@ -229,8 +231,14 @@ def find_bottleneck(
     return max(core_ms, key=core_ms.__getitem__) if smallest == "cpu" else smallest
 
 
-def run(paths: Sequence[Path], images: int, options: Options, cold: bool = False) -> Run:
-    """Screens ``images`` files, ``paths`` over and over, into a temporary folder."""
+def run(
+    paths: Sequence[Path],
+    images: int,
+    options: Options,
+    cold: bool = False,
+    out: Path | None = None,
+) -> Run:
+    """Screens ``images`` files, ``paths`` over and over, to ``out`` or to nowhere."""
     if cold:
         forget(paths)
     with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
@@ -238,15 +246,19 @@ def run(paths: Sequence[Path], images: int, options: Options, cold: bool = False
         watch = Watch()
         taken = replace(options, root=None, pattern="*")
         with memory_watched() as memory:
-            report: Report = screen(source, Path(folder) / "results.parquet", taken, console=watch)
+            started = time.perf_counter()
+            results = out or Path(folder) / "results.parquet"
+            report: Report = screen(source, results, taken, console=watch)
+            wall = time.perf_counter() - started
     if not report.screened:
         raise UsageError("none of the files can be screened; see comit screen")
     share = report.screened / report.rows
     return Run(
         screened=report.screened,
         seconds=report.seconds,
+        wall=round(wall, 3),
         images_per_second=report.images_per_second,
-        steady=round(share * (steady_rate(watch.marks) or report.rows / report.seconds), 3),
+        steady=round(share * steady_rate(watch.marks), 3),
         first_tenth=round(share * steady_rate(watch.marks, 0.05, 0.15), 3),
         last_tenth=round(share * steady_rate(watch.marks, 0.85, 0.95), 3),
         dispatch_core_ms=round(1000 * watch.dispatch_seconds / report.rows, 4),
@@ -274,17 +286,6 @@ def memory_watched() -> Iterator[list[tuple[float, int]]]:
     finally:
         ended.set()
         thread.join()
-
-
-def forget(paths: Sequence[Path]) -> None:
-    """Puts files out of the page cache (posix_fadvise), where the system heeds it."""
-    for path in paths:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)
 
 
 def grow(paths: Sequence[Path], images: int, options: Options, cores: int) -> list[Grown]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
+import comit.bench.stages as stages_module
 import comit.bench.throughput as throughput_module
 from comit.bench import compare, decoding, latency, peers
 from comit.bench import machine as machine_module
@@ -61,8 +63,20 @@ class Sleeper(Engine):
 def test_first_call_is_reported_apart() -> None:
     found = measure(Sleeper, calls=5, seconds=0.1)
     assert found.first_ms >= 200
-    assert 20 <= found.p50_ms < 150 and found.p50_ms <= found.p90_ms <= found.p99_ms
+    assert 20 <= found.p50_ms < 150
     assert (found.batch_size, found.calls) == (4, 5)
+
+
+@pytest.mark.parametrize(("calls", "names"), [(9, 1), (10, 2), (100, 3)])
+def test_a_percentile_takes_enough_calls(
+    calls: int, names: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    found = measure(Sleeper, calls, seconds=0.01)
+    assert [found.p90_ms, found.p99_ms].count(None) == 3 - names
+    series = dict(latency.percentiles([found]))
+    assert list(series) == ["p50", "p90", "p99"][:names]
+    assert sorted(v for (v,) in series.values()) == [v for (v,) in series.values()]
 
 
 def test_batches_grow_until_memory_ends_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +150,7 @@ def test_a_run_is_beside_the_stages_before_and_after_it(
     def fake_run(*_: object) -> throughput_module.Run:
         order.append("run")
         steady = {1: 90.0, 2: 45.0}[order.count("run")]
-        return throughput_module.Run(9, 1.0, 9.0, steady, 9.0, 9.0, 0.1, {}, [], {})
+        return throughput_module.Run(9, 1.0, 2.0, 9.0, steady, 9.0, 9.0, 0.1, {}, [], {})
 
     monkeypatch.setattr(throughput_module, "alone", fake_alone)
     monkeypatch.setattr(throughput_module, "run", fake_run)
@@ -145,6 +159,47 @@ def test_a_run_is_beside_the_stages_before_and_after_it(
     assert order == ["alone", "run", "alone", "run", "alone"]
     assert (found.ceilings["cpu"]["max"], found.ceilings["cpu"]["min"]) == (100, 50)
     assert (found.efficiency["min"], found.efficiency["max"]) == (0.9, 0.9)
+
+
+def test_cold_files_are_read_once_by_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    paths = [tmp_path / str(i) for i in range(4)]
+    for path in paths:
+        path.write_bytes(bytes(1000))
+    order: list[str] = []
+    forget, read = stages_module.forget, stages_module.read_alone
+    monkeypatch.setattr(stages_module, "forget", lambda p: order.append("forget") or forget(p))
+
+    def slow(path: Path) -> int:
+        order.append(path.name)
+        time.sleep(0.1)
+        return read(path)
+
+    monkeypatch.setattr(stages_module, "read_alone", slow)
+    with ThreadPoolExecutor(2) as threads:
+        rate = stages_module.bytes_per_second([*paths, tmp_path / "0"], threads)
+    assert order[0] == "forget" and sorted(order[1:]) == ["0", "0", "1", "2", "3"]
+    assert 1000 < rate <= 5000 / 0.3  # 5 files by 2 threads take 3 x 0.1 s at least
+
+
+def test_without_masks_the_ceiling_is_of_scores_alone(tiny_model: Path, pictures: Path) -> None:
+    class TwoStage(Sleeper):
+        two_stage, scored = True, 0
+
+        def scores(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+            self.scored += 1
+            time.sleep(0.001)
+            return np.zeros((len(images), 3), np.float32)
+
+    engine = TwoStage()
+    paths, options = sorted(pictures.iterdir()), Options(model=tiny_model, masks="none")
+    found = stages_module.measure(paths, options, engine, 1, 0.05, cold=True)
+    assert engine.scored > 2 and found.engine_rate > 4 / 0.02  # which infer cannot do
+    assert found.disk_rate > 0
+
+
+def test_throughput_refuses_masks_of_flagged_images(pictures: Path) -> None:
+    with pytest.raises(UsageError, match="comit bench flagged"):
+        throughput_module.measure(pictures, Options(masks="flagged"))
 
 
 def test_ceilings_are_of_cores_gpu_and_disk() -> None:
@@ -209,6 +264,7 @@ def test_throughput_command_measures_pipeline_and_stages(
     assert tuple(found["core_ms"]) == STAGES and min(found["core_ms"].values()) > 0
     assert found["images"] == 40 and found["distinct"] == 9
     assert found["runs"][0]["screened"] == 40
+    assert found["runs"][0]["wall"] > found["runs"][0]["seconds"]
     expected = found["steady"]["median"] / found["ceilings"]["cpu"]["median"]
     assert found["efficiency"]["median"] == pytest.approx(expected, rel=0.01)
     # and what was written is what the plan reads
@@ -257,6 +313,13 @@ def test_plan_is_the_smallest_ceiling(wanted: Wanted, rate: float, bottleneck: s
     assert found.seconds == pytest.approx(START_UP + 9000 / rate, abs=0.1)
 
 
+def test_plan_says_what_it_assumes() -> None:
+    assert "on the CPU" in plan(Wanted(1, 1, gpus=1), RATES).assumed[-1]
+    assert len(plan(Wanted(1, 1), RATES).assumed) == 2
+    measured = replace(RATES, core_ms={"decode": 10.0})  # with a GPU
+    assert len(plan(Wanted(1, 1, gpus=1), measured).assumed) == 3
+
+
 def test_plan_command_has_figures_of_its_own(tmp_path: Path) -> None:
     assert set(SHIPPED) == set(KINDS) == set(GENERATED)
     for kind in KINDS:
@@ -303,14 +366,20 @@ def test_compare_runs_a_peer_and_names_what_is_missing(
         tmp_path / "files",
         Options(model=tiny_model),
         repeat=1,
-        images=5,
+        images=16,
         only=["loader2-openvino-fp32", "ray"],
     )
     by_name = {f.peer: f for f in found}
-    assert by_name["comit-fp32"].ratio["median"] == 1
+    ours = by_name["comit-fp32"]
+    assert ours.ratio["median"] == ours.whole_ratio["median"] == 1
+    assert ours.score_difference is not None and ours.score_difference < 1e-5
     peer = by_name["loader2-openvino-fp32"]
     assert peer.score_difference is not None and peer.score_difference < 1e-5
     assert peer.steady["median"] > 0 and peer.ratio["median"] > 0
+    best = [f for f in found if f.peer.startswith("comit-")][-1]
+    assert peer.default_pair == f"comit {best.precision} / peer fp32"
+    expected = best.steady["median"] / peer.steady["median"]
+    assert peer.default_ratio["median"] == pytest.approx(expected, rel=0.01)
     assert by_name["ray"].note == "not run: no_such_package is not installed"
     with pytest.raises(UsageError, match="choose plain-loop"):
         compare.measure(tmp_path / "files", Options(model=tiny_model), only=["nobody"])
@@ -329,16 +398,71 @@ def test_peers_read_what_we_read(kind: str, tmp_path: Path) -> None:
     path = generate(kind, 1, tmp_path, size=(256, 256))[0]
     image = open_image(path.read_bytes())
     ours = preprocess(image.samples(), image.presentation).pixels
-    assert np.array_equal(peers.read(str(path))[0], ours)
+    path = path.rename(tmp_path / "without-suffix")
+    assert np.array_equal(peers.read(str(path), compare.kind_of([path]))[0], ours)
 
 
-def test_a_peer_with_other_scores_is_refused(tmp_path: Path) -> None:
-    answer = peers.Answer(1.0, 1.0, [[0.5, 0.5, 0.5]])
-    reference = {tmp_path: [0.5, 0.5, 0.7]}
-    with pytest.raises(ParityError, match="not the same work"):
-        compare.check("plain-loop", answer, reference)
-    assert compare.difference(answer, reference) == pytest.approx(0.2)
-    assert compare.difference(peers.Answer(1.0, 1.0, []), reference) is None
+def test_peers_read_one_kind(tmp_path: Path) -> None:
+    paths = [generate(kind, 1, tmp_path, size=(64, 64))[0] for kind in ("png", "dicom")]
+    assert [compare.kind_of([path]) for path in paths] == ["raster", "dicom"]
+    with pytest.raises(UsageError, match="a folder of each"):
+        compare.kind_of(paths)
+
+
+def test_scores_of_batches_in_any_order_are_those_of_their_files() -> None:
+    batches = [([2], [[3, 3, 3]]), ([0, 1], [[1, 1, 1], [2, 2, 2]]), ([3], [[4, 4, 4]])]
+
+    def run() -> peers.Scores:
+        for at, scores in batches:
+            time.sleep(0.01)
+            yield at, np.array(scores, np.float32)
+
+    found = peers.answer(PEERS["ray"], run)
+    assert [row[0] for row in found.scores] == [1, 2, 3, 4] and found.steady
+    del batches[2:]  # too few for a steady rate
+    assert peers.answer(PEERS["ray"], run).steady is None
+    assert not peers.answer(PEERS["torchxrayvision"], run).scores
+
+
+def test_ratios_are_at_equal_precision_and_at_the_one_comit_chooses() -> None:
+    def answers(seconds: float, *steady: float | None) -> list[peers.Answer]:
+        return [peers.Answer(seconds, s, [[0.5, 0.5, 0.5]]) for s in steady]
+
+    found = {
+        "comit-fp32": answers(2.0, 20.0, 20.0),
+        "comit-bf16": answers(1.0, 40.0, 60.0),
+        "plain-loop": answers(3.0, 10.0, 10.0),
+        "monai": answers(3.0, 10.0, None),
+    }
+    reference = np.full((1, 3), 0.5, np.float32)
+    peer = compare.summary("plain-loop", found["plain-loop"], found, reference, "bf16")
+    assert (peer.ratio["median"], peer.whole_ratio["median"]) == (2, 1.5)
+    assert (peer.default_ratio["median"], peer.default_pair) == (5, "comit bf16 / peer fp32")
+    short = compare.summary("monai", found["monai"], found, reference, "bf16")
+    assert not short.steady and not short.ratio and not short.default_ratio
+    assert short.whole_ratio["median"] == 1.5
+
+
+def test_a_peer_that_does_not_end_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "LIMIT", 0.01)
+    with pytest.raises(ComitError, match=r"failed: not done after 0\.01 s"):
+        compare.one("plain-loop", [tmp_path], Options(), "raster")
+
+
+def test_other_scores_are_refused() -> None:
+    reference = np.array([[0.5, 0.5, 0.7]], np.float32)
+    nan, same = float("nan"), [0.5, 0.5, 0.7]
+    for scores in ([[0.5, 0.5, 0.5]], [[0.5, 0.5, nan]], [same, same], []):
+        answer = peers.Answer(1.0, 1.0, scores)
+        for name in ("plain-loop", "comit-fp32"):
+            with pytest.raises(ParityError, match="not the same work"):
+                compare.check(name, answer, reference)
+        compare.check("torchxrayvision", answer, reference)
+    compare.check("comit-bf16", peers.Answer(1.0, 1.0, [[0.5, 0.5, 0.69]]), reference)
+    off = compare.difference(peers.Answer(1.0, 1.0, [[0.5, 0.5, 0.5]]), reference)
+    assert off == pytest.approx(0.2)
 
 
 def test_machine_names_what_a_figure_depends_on() -> None:
@@ -404,6 +528,39 @@ def test_gpu_suite_says_that_there_is_no_gpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("gpu_suite: no NVIDIA GPU") and not done.stdout
+
+
+@pytest.mark.parametrize("failing", ["flagged", "breaking", ""])
+def test_cpu_suite_names_what_failed(failing: str, tmp_path: Path) -> None:
+    notes = {"flagged": "not run: ray is not installed", "breaking": "failed: MemoryError"}
+    text = json.dumps({"figures": [{"peer": "ray", "note": notes.get(failing, "")}]}, indent=1)
+    (tmp_path / "note.json").write_text(text)
+    (tmp_path / "python").write_text(
+        f'''#!/bin/bash
+[ "$1" = -c ] && echo fp32 && exit
+echo "$*"
+[ "$4" = compare ] && cp "{tmp_path}/note.json" "${{@: -1}}" || echo {{}} > "${{@: -1}}"
+[ "$4" != "{failing}" ]
+'''
+    )
+    (tmp_path / "python").chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "bench" / "cpu_suite.sh"), "--tiny", str(tmp_path / "out"), "xrays"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    said, *errors = done.stdout, *done.stderr.splitlines()
+    assert "--width 1 --batch-size=1 --batch-size=2 --calls 4 --calls 2" in said
+    assert "--precision fp32" in said and "memory xrays --rows=2" in said
+    if failing == "flagged":
+        assert errors == ["failed: flagged"]
+        assert "peer not run: compare-png: ray: not run: ray is not installed" in said
+    elif failing:
+        assert "failed: compare-png: ray: failed: MemoryError" in errors
+    else:
+        assert not errors and said.endswith("all ran\n")
+    assert done.returncode == bool(failing)
 
 
 def test_memory_of_a_run_counts_all_its_processes(tiny_model: Path, pictures: Path) -> None:
