@@ -244,7 +244,7 @@ class Suite:
                     found = measure(
                         iter([engine]).__next__, self.settings.repeat, self.settings.seconds
                     )
-                    row |= {"p50 ms": found.p50_ms, "p99 ms": found.p99_ms, "lanes": found.lanes}
+                    row |= {"p50 ms": found.p50_ms, "p90 ms": found.p90_ms, "lanes": found.lanes}
                     row |= {"images/s": found.images_per_second}
                     row |= {"CUDA graph": getattr(engine, "graph", None)}
                     row |= self._share(work * found.images_per_second)
