@@ -68,6 +68,14 @@ def test_chestxray14(nih: Path) -> None:
     assert (second["view"], second["age"], second["sex"]) == ("AP", 58.0, "M")
 
 
+def test_a_box_that_is_none_is_named_by_its_row(nih: Path) -> None:
+    with (nih / "BBox_List_2017.csv").open("a") as file:
+        file.write("\n00000001_001.png,Mass,Doe,1,2,3,,,\n")
+    with pytest.raises(UsageError, match=r"BBox_List_2017.csv, row 3: four numbers") as error:
+        chestxray14(nih)
+    assert "Doe" not in str(error.value)
+
+
 CHEXPERT = (
     "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,"
     "Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,"

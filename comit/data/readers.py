@@ -60,8 +60,11 @@ def chestxray14(folder: Path) -> Found:
         with listed.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file)  # the header splits "Bbox [x,y,w,h]" at its commas
             next(lines, None)
-            for line in lines:
-                boxes[line[0]].append([float(v) for v in line[2:6]])
+            for number, line in enumerate(filter(None, lines), 2):
+                box = [_number(v) for v in line[2:6]]
+                if len(box) < 4 or None in box:
+                    raise UsageError(f"{listed}, row {number}: four numbers make a box")
+                boxes[line[0]].append([v for v in box if v is not None])
     pictures = _pictures(folder)
 
     def row(line: dict[str, str]) -> Row:
