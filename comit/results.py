@@ -17,6 +17,7 @@ SCHEMA_VERSION = "2"
 FOREGROUND = 128  # of 255: the first value above probability 0.5, the paper's threshold (4.1)
 
 IDENTITY = ("row_id", "path")  # from the work list
+SCORES = ("score_unhealthy", "score_covid", "score_other")
 FINDINGS = (  # what screening adds, in the order of the file
     "status",
     "reason",
@@ -25,9 +26,7 @@ FINDINGS = (  # what screening adds, in the order of the file
     "rows",
     "cols",
     "voi",
-    "score_unhealthy",
-    "score_covid",
-    "score_other",
+    *SCORES,
     "flag_unhealthy",
     "flag_covid",
     "sop_instance_uid",
@@ -81,7 +80,7 @@ def schema() -> pa.Schema:
     kinds = {
         "warnings": pa.list_(pa.string()),
         **dict.fromkeys(("rows", "cols"), pa.int32()),
-        **dict.fromkeys(("score_unhealthy", "score_covid", "score_other"), pa.float32()),
+        **dict.fromkeys(SCORES, pa.float32()),
         **dict.fromkeys(("lung_fraction", "disease_fraction"), pa.float32()),
         "file_size": pa.int64(),
         **dict.fromkeys(("file_mtime", "screened_at"), pa.timestamp("us", tz="UTC")),

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from comit.errors import UsageError
-from comit.results import decode_mask, provenance, read
+from comit.results import SCORES, decode_mask, provenance, read
 
-SCORES = ("score_unhealthy", "score_covid", "score_other")
 FLAGS = ("flag_unhealthy", "flag_covid")
 MASKS = ("lung_rle", "disease_rle")
 

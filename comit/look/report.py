@@ -28,12 +28,11 @@ from comit.look.output import Made, refuse_input, write
 from comit.look.picture import RAMP, Pictures, masks, outline, show
 from comit.look.worklist import triage
 from comit.reasons import Caution, Fail, Skip
-from comit.results import provenance, read
+from comit.results import SCORES, provenance, read
 
 if TYPE_CHECKING:
     from comit.look.heat import Heat
 
-SCORES = ("score_unhealthy", "score_covid", "score_other")
 COLUMNS = (  # of the table, in the order in which the page gets them
     "row_id",
     "path",
