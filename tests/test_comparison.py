@@ -106,9 +106,18 @@ def test_a_row_of_another_recipe_is_not_put_beside(cohort_manifest: Path, tmp_pa
         pq.write_table(fewer, shorter)
         compare("ablation", shorter, tmp_path, ONE, **other)
     assert not (tmp_path / "tasks-34-0").exists()
+    path = tmp_path / "tasks-4-0" / "row.json"
+    kept = json.loads(path.read_text())
+    kept["training"]["ema"] = 0.5  # as an earlier version might have had for this row
+    path.write_text(json.dumps(kept))
+    with pytest.raises(UsageError, match="tasks-4-0 is of another training"):
+        compare("ablation", cohort_manifest, tmp_path, ONE, **only)
     (tmp_path / "table.json").unlink()
     with pytest.raises(UsageError, match="has rows of which nothing is known"):
         compare("ablation", cohort_manifest, tmp_path, ONE, **other)
+    path.unlink()  # as if it had been killed after its epochs
+    with pytest.raises(UsageError, match="was started with another ema"):
+        compare("ablation", cohort_manifest, tmp_path, replace(ONE, ema=0.5), **only)
 
 
 def test_the_ablation_trains_the_tasks_of_its_row(cohort_manifest: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -21,7 +20,7 @@ from comit.training.data import UNKNOWN, Cohort, load, read_manifest
 from comit.training.loop import TrainConfig, Trainer, pick_device, predict
 from comit.training.metrics import negatives, operating_points
 from comit.training.opened import open_network
-from comit.training.runs import replace_file
+from comit.training.runs import claim
 
 Method = Literal["platt", "isotonic"]
 
@@ -219,16 +218,11 @@ def subset(cohort: Cohort, chosen: NDArray[np.bool_]) -> Cohort:
 def _claim(work: Path, assignment: NDArray[np.int64], config: TrainConfig) -> None:
     """Notes in ``work`` what its folds are; refuses a folder that holds others."""
     note = {
-        "training": json.loads(json.dumps(asdict(config))),
+        "training": asdict(config),
         "folds": hashlib.sha256(assignment.tobytes()).hexdigest(),
     }
-    path = work / "folds.json"
-    if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != note:
-            raise UsageError(f"{work} holds folds of another manifest or recipe")
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda p: p.write_text(json.dumps(note), encoding="utf-8"))
+    if claim(work / "folds.json", note):
+        raise UsageError(f"{work} holds folds of another manifest or recipe")
 
 
 def _logit(scores: NDArray[np.floating[Any]] | Sequence[float]) -> NDArray[np.float64]:

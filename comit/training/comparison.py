@@ -50,7 +50,7 @@ from comit.training.metrics import Predictions, area_under_roc, segmentation, wi
 from comit.training.opened import open_network
 from comit.training.page import embed
 from comit.training.rivals import builder
-from comit.training.runs import WEIGHTS, replace_file
+from comit.training.runs import WEIGHTS, claim, replace_file
 
 FIGURES = (
     "covid_auc_within",
@@ -168,14 +168,19 @@ def compare(
     cohorts = load_splits(splits(read_manifest(manifest), manifest), manifest, workers, console)
     if "test" not in cohorts:
         raise UsageError(f"{manifest} has no rows with split 'test'")
-    shared = _claim(out, _shared(config, cohorts, model, init))
+    shared = _shared(config, cohorts, model, init)
+    _claim(out, shared)
     missing: dict[str, str] = {}
     for name in only or rows:
         row = rows[name]
         for seed in seeds if row.seeded else seeds[:1]:
             place = out / f"{name}-{seed}"
             options = replace(config, seed=seed, tasks=row.tasks, **row.change)
+            about = _about(row, options)
             if (place / "row.json").exists():
+                kept = json.loads((place / "row.json").read_text(encoding="utf-8"))
+                if changed := [k for k in about if kept.get(k) != about[k]]:
+                    raise UsageError(f"{place} is of another {changed[0]}; choose another --out")
                 continue
             place.mkdir(parents=True, exist_ok=True)
             console.line(f"{name}, seed {seed}")
@@ -193,7 +198,7 @@ def compare(
             interval = None
             if "covid_auc_within" in figures["test"]:
                 interval = within_interval(said["test"].scores[:, 1], cohorts["test"])
-            _keep(place, row, options, figures, interval)
+            _keep(place, about, figures, interval)
     lines = page(table, out, shared, missing, cohorts)
     text = "\n".join(lines) + "\n"
     replace_file(out / f"{table}.md", lambda p: p.write_text(text, encoding="utf-8"))
@@ -389,55 +394,46 @@ def _embedded(
 def _shared(
     config: TrainConfig, cohorts: dict[str, Cohort], model: str, init: Path | None
 ) -> dict[str, Any]:
-    """What the figures of all rows depend on, as JSON gives it back."""
-    recipe = {k: v for k, v in asdict(config).items() if k not in ("seed", "tasks")}
+    """What the figures of all rows depend on."""
     images = hashlib.sha256("".join(c.sha256() for c in cohorts.values()).encode())
-    shared: dict[str, Any] = json.loads(
-        json.dumps(
-            {
-                "recipe": recipe,
-                "images": images.hexdigest(),
-                "model": weights_sha256(open_network(model).network),
-                "init": hashlib.sha256(init.read_bytes()).hexdigest() if init else None,
-            }
-        )
-    )
-    return shared
+    return {
+        "recipe": {k: v for k, v in asdict(config).items() if k not in ("seed", "tasks")},
+        "images": images.hexdigest(),
+        "model": weights_sha256(open_network(model).network),
+        "init": hashlib.sha256(init.read_bytes()).hexdigest() if init else None,
+    }
 
 
-def _claim(out: Path, shared: dict[str, Any]) -> dict[str, Any]:
-    """Notes in ``out`` what its rows share, and returns it; refuses a folder of others."""
+def _claim(out: Path, shared: dict[str, Any]) -> None:
+    """Notes in ``out`` what its rows share; refuses a folder of others."""
     path = out / "table.json"
-    if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if changed := [k for k in shared if kept.get(k) != shared[k]]:
-            raise UsageError(f"{out} is of another {changed[0]}; choose another --out")
-    elif any(out.glob("*/row.json")):
+    if not path.exists() and any(out.glob("*/row.json")):
         raise UsageError(f"{out} has rows of which nothing is known; choose another --out")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(shared, indent=1) + "\n"
-        replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
-    return shared
+    if changed := claim(path, shared):
+        raise UsageError(f"{out} is of another {changed[0]}; choose another --out")
+
+
+def _about(row: Row, options: TrainConfig) -> dict[str, Any]:
+    """What ``table.json`` does not say of a row, as JSON gives it back."""
+    about: dict[str, Any] = {"row": row.name, "seed": options.seed}
+    if row.network != "embedding":
+        about["training"] = json.loads(json.dumps(asdict(options)))
+    return about
 
 
 def _keep(
     place: Path,
-    row: Row,
-    options: TrainConfig,
+    about: dict[str, Any],
     figures: dict[str, dict[str, float]],
     interval: list[float] | None,
 ) -> None:
     kept = {
-        "row": row.name,
-        "seed": options.seed,
+        **about,
         "test": figures["test"],
         "covid_auc_within_interval": interval,
         "val": figures["val"],
         "command": shlex.join(["comit", *sys.argv[1:]]),
         "machine": machine(),
     }
-    if row.network != "embedding":
-        kept["training"] = asdict(options)
     text = json.dumps(kept, indent=1) + "\n"
     replace_file(place / "row.json", lambda p: p.write_text(text, encoding="utf-8"))

@@ -450,6 +450,8 @@ class Trainer:
         new = asdict(TrainConfig())  # what a checkpoint of an earlier version does not name
         if changed := [k for k, v in asdict(self.config).items() if started.get(k, new[k]) != v]:
             raise UsageError(f"{self.out} was started with another {', '.join(changed)}")
+        if state.get("teachers", self.teachers) != self.teachers:
+            raise UsageError(f"{self.out} was started with other teachers")
         before = state.get("learned_from", self.learned_from)
         if other := [k for k, v in self.learned_from.items() if before[k] != v]:
             raise UsageError(f"{self.out} was started with other {', '.join(other)}")

@@ -46,6 +46,18 @@ def load_run(run: Path) -> COMiTNet:
     return model.eval()
 
 
+def claim(path: Path, note: dict[str, Any]) -> list[str]:
+    """Writes ``note``, JSON, where ``path`` is not; the keys in which one that is there differs."""
+    asked = json.loads(json.dumps(note))
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return [k for k in asked if kept.get(k) != asked[k]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(note, indent=1) + "\n"
+    replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
+    return []
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Writes beside ``path`` and renames over it: a kill leaves the old file or the new one."""
     temporary = path.with_suffix(path.suffix + ".new")
