@@ -89,6 +89,12 @@ def test_a_switch_above_zero_is_the_weight_of_its_term():
     assert np.allclose(got.detach(), expected, rtol=1e-5)
 
 
+def test_masks_may_weigh_more_than_classes():
+    outputs, targets = sample()
+    plain, heavy = losses(outputs, targets), losses(outputs, targets, LossConfig(mask_weight=10))
+    assert torch.allclose(heavy / plain, torch.tensor([10.0, 10, 1, 1]))
+
+
 @pytest.mark.parametrize("config", [PAPER, LossConfig()])
 @pytest.mark.parametrize("task", range(4))
 def test_a_task_switched_off_has_no_gradient(task, config):

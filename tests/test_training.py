@@ -430,9 +430,11 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 def test_the_command_trains_and_prints_baselines(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    options = "--width 0.015625 --epochs 1 --batch-size 4 --lr 0.002 --seed 3 --device cpu"
+    options = "--width 0.015625 --epochs 1 --batch-size 4 --lr 0.002 --seed 3 --mask-weight 2"
+    options += " --device cpu"
     done = CliRunner().invoke(command, [str(manifest), "--out", str(out), *options.split()])
     assert done.exit_code == 0, done.output
     assert "no model" in done.stderr and "specificity" in done.stderr
     training = json.loads((out / "run.json").read_text())["training"]
     assert (training["seed"], training["learning_rate"], training["ema"]) == (3, 0.002, 0.995)
+    assert training["loss"] == {"mean": True, "disease_weight": 4.0, "mask_weight": 2.0}

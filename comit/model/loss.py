@@ -32,10 +32,13 @@ class LossConfig:
     a task with labels on every image outweighs one with labels on 8 %.
     ``disease_weight``: weight of a diseased pixel against a healthy one in equation 3; not for a
     teacher's masks, whose probabilities have it in them.
+    ``mask_weight``: weight of the two mask terms against the two of classes: what lies between
+    the mean and the sum.
     """
 
     mean: bool = True
     disease_weight: float = 4.0
+    mask_weight: float = 1.0
 
 
 def losses(outputs: Outputs, targets: Targets, config: LossConfig | None = None) -> Tensor:
@@ -62,6 +65,7 @@ def losses(outputs: Outputs, targets: Targets, config: LossConfig | None = None)
     z4 = F.binary_cross_entropy_with_logits(
         outputs.findings.float(), findings, reduction="none"
     ).sum(dim=1)  # eq. 7
+    z1, z2 = z1 * config.mask_weight, z2 * config.mask_weight
     per_image = torch.stack([z1, z2, z3, z4], dim=1)  # (N, 4)
     on = targets.switches > 0
     per_image = torch.where(on, per_image * targets.switches, torch.zeros_like(per_image))

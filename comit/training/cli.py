@@ -46,7 +46,9 @@ def recipe_config(recipe: str, given: dict[str, Any]) -> TrainConfig:
     from comit.training.loop import TrainConfig
 
     recipes = {"default": TrainConfig, "paper": TrainConfig.paper, "strong": TrainConfig.strong}
-    return replace(recipes[recipe](), **{k: v for k, v in given.items() if v is not None})
+    config, given = recipes[recipe](), {k: v for k, v in given.items() if v is not None}
+    loss = {k: given.pop(k) for k in ("mask_weight",) if k in given}
+    return replace(config, loss=replace(config.loss, **loss), **given)
 
 
 @click.command(short_help="Train COMiT-Net from a Parquet manifest.")
@@ -69,6 +71,11 @@ def recipe_config(recipe: str, given: dict[str, Any]) -> TrainConfig:
     "--mix",
     type=click.FloatRange(0),
     help="Mixup across sources, shares from Beta(X, X); 0 is none.",
+)
+@click.option(
+    "--mask-weight",
+    type=click.FloatRange(0, min_open=True),
+    help="Weight of the masks' losses against the classes'.",
 )
 @click.option("--batch-size", type=click.IntRange(2), help="Images a step.")
 @LEARNING_RATE

@@ -126,6 +126,8 @@ PARTS = (
     Row("loss-summed", change={"loss": LossConfig(mean=False)}),  # over pixels and images, eq. 8
     Row("loss-unweighted", change={"loss": LossConfig(disease_weight=1.0)}),
     Row("loss-paper", change={"loss": LossConfig(mean=False, disease_weight=1.0)}),
+    Row("loss-masks-10", change={"loss": LossConfig(mask_weight=10.0)}),
+    Row("loss-masks-100", change={"loss": LossConfig(mask_weight=100.0)}),
     Row("classes", tasks=CLASSES),
     Row("classes-unbalanced", tasks=CLASSES, change={"balance": 0.0}),
     Row("classes-balanced", tasks=CLASSES, change={"balance": 1.0}),
