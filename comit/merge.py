@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CONTENT = ("sop_instance_uid", "file_size", "file_crc32")
 Tables = Callable[[], Iterable["pa.Table"]]
+Parts = Callable[[Sequence[str] | None], Iterable["pa.Table"]]  # of these columns; None: all
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Tally:
 
 
 def merge(
-    parts: Tables, earlier: Tables, to: Path, run: tuple[str, datetime], metadata: dict[str, str]
+    parts: Parts, earlier: Tables, to: Path, run: tuple[str, datetime], metadata: dict[str, str]
 ) -> Tally:
     """Writes the durable file ``to`` of all ``parts``, in their order.
 
@@ -54,13 +55,13 @@ def merge(
     """
     import pyarrow as pa
 
-    doubtful = duplicated(lambda: chain(parts(), earlier()))
+    doubtful = duplicated(lambda: chain(parts(CONTENT), earlier()))
     secret = metadata["comit_identifiers"].startswith("none")
     run_id, began = run
     tally, writer = Tally(), None
     with durable.create(to) as file:
         with ExitStack() as closing:
-            for table in gathered(iter(parts())):
+            for table in gathered(iter(parts(None))):
                 if doubtful:
                     table = _warned(table, doubtful)
                 tally.add(table)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +34,7 @@ from comit.target import KEY, LOCK, MERGED, RUN, STAGING, Folder, clear, damaged
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 LOCK_TRIES = 100  # each lost to a run that removed its folder just then
 Enumerate = Callable[[BinaryIO, BinaryIO], None]
@@ -189,7 +190,9 @@ class Sink:
             with self._mutex:
                 self._pending[shard] = rows
             self.done += len(rows)
-            work, files = (f.read_row_group(shard) for f in (self._worklist, self._files))
+            work, files = (
+                f.read_row_group(shard, use_threads=False) for f in (self._worklist, self._files)
+            )
             for i, item in enumerate(read_items(work, files)):
                 if (index := shard * SHARD + i) not in rows:
                     yield index, item
@@ -217,22 +220,19 @@ class Sink:
 
     def finish(self) -> Tally:
         """Merges the parts, puts the result in place and ends the run."""
-        import pyarrow.parquet as pq
-
         merged = self.staging / MERGED
         run = (self.run_id, self._began)
         with self._stopping():
             tally = merge(self._parts, self._earlier, merged, run, self._metadata)
-            ids = pq.read_table(merged, columns=["row_id"])["row_id"]
-            if ids != self._worklist.read(columns=["row_id"])["row_id"]:
+            if not _same_rows(merged, self._worklist):
                 raise Stopped("the merged file is incomplete; run the same command to redo it")
             name = f"night-{self._began:%Y%m%dT%H%M%SZ}-{self.run_id}.parquet"
             self._target.put(merged, name, carry=self._retry)
         return tally
 
-    def _parts(self) -> Iterator[pa.Table]:
+    def _parts(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
         for shard in range(self._shards):
-            part = self._verified(self._part(shard), shard)
+            part = self._verified(self._part(shard), shard, columns)
             if part is None:
                 raise Stopped(f"part {shard} is damaged; run the same command to redo it")
             yield part
@@ -358,9 +358,8 @@ class Sink:
         """Writes rows beside ``to``, makes them durable, checks them and gives them the name."""
         import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
-        work = self._worklist.read_row_group(shard)
+        work = self._worklist.read_row_group(shard, use_threads=False)
         indices = sorted(rows)
         if len(indices) < work.num_rows:
             work = work.take([i - shard * SHARD for i in indices])
@@ -378,23 +377,31 @@ class Sink:
                     with durable.parquet(file, table.schema, "zstd") as writer:
                         writer.write_table(table)
                     durable.finish(file)
-                if pq.read_table(temporary, columns=["row_id"])["row_id"] != work["row_id"]:
-                    raise Stopped(f"{temporary.name} does not read back as written")
+                with _reader(temporary) as file:
+                    if file.read(["row_id"], use_threads=False)["row_id"] != work["row_id"]:
+                        raise Stopped(f"{temporary.name} does not read back as written")
                 durable.publish(temporary, to)
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def _verified(self, path: Path, shard: int) -> pa.Table | None:
-        """The table of a part that holds exactly the rows of its shard; else removes it."""
+    def _verified(
+        self, path: Path, shard: int, columns: Sequence[str] | None = None
+    ) -> pa.Table | None:
+        """The table of a part that holds exactly the rows of its shard; else removes it.
+
+        ``columns`` are those that are read and checked; None for all.
+        """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         if not path.exists():
             return None
+        columns = None if columns is None else ["row_id", *columns]
         try:
-            table = pq.read_table(path, page_checksum_verification=True)
-            expected = self._worklist.read_row_group(shard, columns=["row_id"])["row_id"]
-            if table.schema == self._part_schema() and table["row_id"] == expected:
+            with _reader(path) as file:
+                table = file.read(columns, use_threads=False)
+                whole = file.schema_arrow == self._part_schema()
+            expected = self._worklist.read_row_group(shard, ["row_id"], use_threads=False)
+            if whole and table["row_id"] == expected["row_id"]:
                 return table
         except (OSError, pa.ArrowException):
             pass
@@ -404,15 +411,14 @@ class Sink:
     def _restore(self, shard: int) -> dict[int, Row]:
         """The rows of a stopped run's partial shard, by index."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
-            columns = ["row_id", *FINDINGS]
-            partial = self._partial(shard)
-            table = pq.read_table(partial, columns=columns, page_checksum_verification=True)
+            with _reader(self._partial(shard)) as file:
+                table = file.read(["row_id", *FINDINGS], use_threads=False)
         except (OSError, pa.ArrowException):
             return {}
-        ids = self._worklist.read_row_group(shard, columns=["row_id"])["row_id"].to_pylist()
+        work = self._worklist.read_row_group(shard, ["row_id"], use_threads=False)
+        ids = work["row_id"].to_pylist()
         position = {row_id: shard * SHARD + i for i, row_id in enumerate(ids)}
         rows = {position.get(row.pop("row_id")): Row(**row) for row in table.to_pylist()}
         return {index: row for index, row in rows.items() if index is not None}
@@ -478,6 +484,29 @@ def findings_schema() -> pa.Schema:
     import pyarrow as pa
 
     return pa.schema([schema().field(n) for n in FINDINGS])
+
+
+def _reader(path: Path) -> pq.ParquetFile:
+    """A part that is read with its checksums verified.
+
+    By ``ParquetFile`` and without threads, here as wherever a run reads row groups: what
+    ``read_table`` and Arrow's threads allocate for the same rows stays with the process.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+def _same_rows(merged: Path, worklist: pq.ParquetFile) -> bool:
+    """Whether a file has the rows of the work list, and in their order."""
+    with _reader(merged) as file:
+        if file.metadata.num_rows != worklist.metadata.num_rows:
+            return False
+        ids = (
+            rechunk(f.iter_batches(columns=["row_id"], use_threads=False), SHARD)
+            for f in (file, worklist)
+        )
+        return all(a == b for a, b in zip(*ids, strict=True))
 
 
 def _take(parquet: Any, wanted: pa.BooleanArray | None, to: BinaryIO) -> None:

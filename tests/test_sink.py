@@ -10,7 +10,7 @@ import pytest
 
 from comit.errors import Stopped, UsageError
 from comit.results import Row
-from comit.sink import Sink
+from comit.sink import Sink, _same_rows
 from comit.source import SHARD, Item, Writer
 
 SETTINGS = {"model": "abc", "masks": "all"}
@@ -95,6 +95,46 @@ def test_a_damaged_part_is_done_again(tmp_path):
         assert fill(sink) == SHARD + 1
         sink.finish()
     check(out, N)
+
+
+def test_a_bit_that_changes_before_the_merge_stops_it_and_costs_the_shard(tmp_path):
+    out = tmp_path / "r.parquet"
+    part = tmp_path / ".r.parquet.comit" / "part-00000.parquet"
+    with pytest.raises(Stopped), opened(out, N) as sink:
+        fill(sink)
+        raise Stopped("before the merge")
+    footer = pq.read_metadata(part).row_group(0)
+    offsets = {footer.column(i).path_in_schema: footer.column(i) for i in range(footer.num_columns)}
+    for name in ("row_id", "file_size", "score_covid"):  # read for duplicates, or for rows alone
+        whole = bytearray(part.read_bytes())
+        whole[offsets[name].data_page_offset + offsets[name].total_compressed_size - 2] ^= 4
+        with opened(out, N) as sink:
+            assert list(sink.todo()) == []
+            part.write_bytes(whole)
+            with pytest.raises(Stopped, match="part 0 is damaged"):
+                sink.finish()
+        assert not out.exists()
+        with pytest.raises(Stopped), opened(out, N) as sink:
+            assert fill(sink) == SHARD
+            raise Stopped("before the merge")
+    with opened(out, N) as sink:
+        sink.finish()
+    check(out, N)
+
+
+def test_rows_are_the_same_only_in_their_order(tmp_path):
+    path, other = tmp_path / "worklist.parquet", tmp_path / "merged.parquet"
+    ids = [f"row-{i}" for i in range(2 * SHARD + 3)]
+    pq.write_table(pa.table({"row_id": ids}), path, row_group_size=SHARD)
+    with pq.ParquetFile(path) as worklist:
+        for changed, same in (
+            (ids, True),
+            (ids[:-1], False),
+            ([*ids[1:], ids[0]], False),
+            ([*ids[:-1], "row-0"], False),
+        ):
+            pq.write_table(pa.table({"row_id": changed}), other)
+            assert _same_rows(other, worklist) is same
 
 
 def test_the_old_result_stays_until_the_new_one_is_whole(tmp_path):
