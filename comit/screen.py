@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from comit import __version__, preprocess_version
+from comit import __version__, heap, preprocess_version
 from comit.card import BUNDLED, OperatingPoint, read_card
 from comit.config import usable_cores
 from comit.console import Console
@@ -114,6 +114,7 @@ def screen(
     from comit.sink import Sink
     from comit.source import Selection, write_worklist
 
+    heap.share()
     source, options, stop = Path(source), options or Options(), stop or threading.Event()
     console = console or Console()
     if source.exists() and Path(out).exists() and source.samefile(out):

@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from comit import durable
+from comit import durable, heap
 from comit.errors import Stopped, UsageError
 from comit.merge import CONTENT, Tally, final_schema, merge
 from comit.results import FINDINGS, IDENTITY, Row, schema
@@ -130,7 +130,7 @@ class Sink:
             if not private:
                 paths = self._kept_paths()
         self._closing.enter_context(paths)
-        pa.default_memory_pool().release_unused()  # what listing took, before the long part
+        heap.trim()  # what listing took, before the long part
         try:
             self._worklist = pq.ParquetFile(self.staging / "worklist.parquet")
             self._files = pq.ParquetFile(paths)
@@ -222,6 +222,7 @@ class Sink:
         """Merges the parts, puts the result in place and ends the run."""
         merged = self.staging / MERGED
         run = (self.run_id, self._began)
+        heap.trim()  # what screening took
         with self._stopping():
             tally = merge(self._parts, self._earlier, merged, run, self._metadata)
             if not _same_rows(merged, self._worklist):

@@ -1,0 +1,31 @@
+"""The heap of the main process, which glibc grows for every thread and gives back late.
+
+Rows are made by several threads and merged by another. Each with an arena of its own keeps what
+it once took, and a run's memory would grow for as long as threads find new ones to fill.
+"""
+
+from __future__ import annotations
+
+M_ARENA_MAX = -8  # malloc.h
+
+
+def share() -> None:
+    """All threads of this process allocate from one arena from now on."""
+    _glibc("mallopt", M_ARENA_MAX, 1)
+
+
+def trim() -> None:
+    """Gives back what is free, Arrow's memory first."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(name: str, *arguments: int) -> None:
+    """Calls a function of glibc's allocator; of another C library there is nothing to call."""
+    import ctypes
+
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*arguments)
