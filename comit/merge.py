@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comit import durable
+from comit import durable, heap
 from comit.reasons import Caution
 from comit.results import COLUMNS, UIDS, schema
 from comit.source import repeated
@@ -75,6 +75,7 @@ def merge(
                     writer = closing.enter_context(durable.parquet(file, final, "zstd"))
                 named = pa.table([columns[f.name] for f in final], schema=final)
                 writer.write_table(named, row_group_size=ROW_GROUP)
+                heap.trim()  # else what each table took adds up
         durable.finish(file)
     return tally
 
