@@ -38,6 +38,11 @@ def tasks(files):
     return (Task(i, file) for i, file in enumerate(files))
 
 
+def at_work(decoders):
+    """A process that has started and has files to read."""
+    return next(w.process for w in decoders._workers if w.ready and w.queue)
+
+
 def test_pixels_are_those_of_decoding_and_preprocessing_in_this_process(pictures):
     with pool() as decoders:
         seen = {d.item: p.copy() for d, p in decoders.run(tasks(pictures))}
@@ -75,7 +80,7 @@ def test_a_killed_process_costs_the_item_in_hand_and_no_other(pictures):
             results[done.item] = done.reason
             assert (pixels is None) == (done.reason is not None)
             if len(results) == 20:
-                decoders._workers[0].process.kill()
+                at_work(decoders).kill()
     assert sorted(results) == list(range(len(work)))
     lost = [r for r in results.values() if r is not None]
     assert lost in ([], ["crash"])  # none where it died between two items
@@ -83,12 +88,12 @@ def test_a_killed_process_costs_the_item_in_hand_and_no_other(pictures):
 
 def test_a_process_that_hangs_is_replaced_after_the_time_limit(pictures):
     work = pictures * 3
-    with pool(timeout=0.5) as decoders:
+    with pool(timeout=2.0) as decoders:
         results = {}
         for done, _ in decoders.run(tasks(work)):
             results[done.item] = done.reason
             if len(results) == 5:
-                os.kill(decoders._workers[1].process.pid, signal.SIGSTOP)
+                at_work(decoders).send_signal(signal.SIGSTOP)
     assert sorted(results) == list(range(len(work)))
     assert [r for r in results.values() if r is not None] == ["timeout"]
 
