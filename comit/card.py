@@ -49,6 +49,7 @@ class Card:
     calibration: dict[str, Any] = field(default_factory=dict)  # score -> how it becomes a share
     training: dict[str, Any] = field(default_factory=dict)  # data, schedule, epoch
     metrics: dict[str, Any] = field(default_factory=dict)  # split -> figure -> value
+    intervals: dict[str, Any] = field(default_factory=dict)  # of those: 95 %, [low, high]
     baselines: dict[str, Any] = field(default_factory=dict)  # the same figures without a model
     outputs: tuple[str, ...] = OUTPUTS
     intended_use: str = INTENDED_USE

@@ -91,14 +91,16 @@ def information(model: Path | None, as_json: bool) -> str:
                 f"{curve['positives']} of them positive"
             )
     for split, figures in card.metrics.items():
-        lines += ["", f"{split} split{'':29} model  without a model"]
-        lines += _figures(figures, card.baselines.get(split, {}))
+        lines += ["", f"{split + ' split':42} model  95 % interval   without a model"]
+        lines += _figures(figures, card.intervals.get(split, {}), card.baselines.get(split, {}))
     for key, value in card.training.items():
         lines.append(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
     return "\n".join(lines)
 
 
-def _figures(figures: dict[str, Any], without: dict[str, Any]) -> list[str]:
+def _figures(
+    figures: dict[str, Any], intervals: dict[str, Any], without: dict[str, Any]
+) -> list[str]:
     """COVID within its source first, whatever it is: the mixed figure can be won by the source."""
     order = sorted(figures, key=lambda k: (not k.startswith("covid_auc_within"), "mixed" in k, k))
     lines = []
@@ -107,5 +109,6 @@ def _figures(figures: dict[str, Any], without: dict[str, Any]) -> list[str]:
             lines.append(f"  {name:40} {figures[name]:.0f}")
             continue
         baseline = f"{without[name]:.3f}" if name in without else ""
-        lines.append(f"  {name:40} {figures[name]:.3f}  {baseline}")
+        interval = "[{:.3f}, {:.3f}]".format(*intervals[name]) if name in intervals else ""
+        lines.append(f"  {name:40} {figures[name]:.3f}  {interval:14}  {baseline}".rstrip())
     return lines

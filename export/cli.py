@@ -153,6 +153,7 @@ def run_card(run: Path) -> Card:
         described = json.loads((run / "run.json").read_text(encoding="utf-8"))
         taught = {k: described[k] for k in ("init", "teachers") if described.get(k)}
         keys = ("epoch", "train_images")
+        splits = [s for s in ("val", "test") if s in described]
         return Card(
             name=run.resolve().name,
             sha256="",
@@ -162,8 +163,9 @@ def run_card(run: Path) -> Card:
             },
             calibration=described.get("calibration", {}),
             training=described["training"] | {k: described[k] for k in keys} | taught,
-            metrics={s: described[s] for s in ("val", "test") if s in described},
-            baselines={s: described[f"{s}_baselines"] for s in ("val", "test") if s in described},
+            metrics={s: described[s] for s in splits},
+            intervals={s: described.get(f"{s}_intervals", {}) for s in splits},
+            baselines={s: described[f"{s}_baselines"] for s in splits},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{run} is not a finished training run: run.json is damaged") from error

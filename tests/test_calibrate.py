@@ -181,6 +181,9 @@ def test_what_info_shows_of_a_calibrated_card(tiny_model: Path, tmp_path: Path) 
         read_card(tiny_model),
         operating_points=points(scores, labels, "val"),
         calibration=calibration(scores, labels) | {"origin": "val"},
+        metrics={"test": {"lung_iou": 0.8, "lung_images": 3.0, "disease_dice": 0.5}},
+        intervals={"test": {"lung_iou": [0.7, 0.9]}},
+        baselines={"test": {"lung_iou": 0.6}},
         notes=["Learned from drawings."],
     )
     card.write(card_path(model))
@@ -188,3 +191,6 @@ def test_what_info_shows_of_a_calibrated_card(tiny_model: Path, tmp_path: Path) 
     assert "34 for unhealthy [89.7%, 100.0%]" in said and "; val)" in said
     assert "covid: calibrated (platt) on 44 images, 10 of them positive" in said
     assert "Learned from drawings." in said
+    rows = {words[0]: words[1:] for line in said.splitlines() if (words := line.split())}
+    assert rows["lung_iou"] == ["0.800", "[0.700,", "0.900]", "0.600"]
+    assert rows["disease_dice"] == ["0.500"] and rows["lung_images"] == ["3"]

@@ -16,16 +16,18 @@ from drawn_cohorts import cohort
 
 from comit.card import Card, OperatingPoint
 from comit.training.cli import evaluate as command
+from comit.training.data import Cohort
 from comit.training.evaluation import (
     EvaluationConfig,
     decisions,
     equal_error_rate,
     evaluation,
+    intervals,
     questions,
     resampled,
     sensitivity_at,
 )
-from comit.training.metrics import Predictions
+from comit.training.metrics import Predictions, evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CARD = Card(
@@ -91,7 +93,7 @@ def test_covid_within_a_source_is_the_first_question() -> None:
 
 
 @pytest.fixture(scope="module")
-def found() -> dict:
+def said() -> tuple[Predictions, Cohort]:
     n = 40
     labels = cohort([0] * 20 + [1] * 20, [0] * 30 + [1] * 10, ["a"] * 20 + ["b"] * 20)
     for i in range(20):
@@ -101,9 +103,13 @@ def found() -> dict:
     masks = np.zeros((n, 2, 224, 224), np.uint8)
     masks[:10, 0, :112] = 255  # ten lungs right, ten wholly missed
     scores = np.repeat(rising[:, None], 3, axis=1)
-    return evaluation(
-        Predictions(scores, masks), labels, labels, CARD, EvaluationConfig(resamples=100)
-    )
+    return Predictions(scores, masks), labels
+
+
+@pytest.fixture(scope="module")
+def found(said: tuple[Predictions, Cohort]) -> dict:
+    predictions, labels = said
+    return evaluation(predictions, labels, labels, CARD, EvaluationConfig(resamples=100))
 
 
 def test_figures_stand_beside_their_interval_and_the_no_model_figure(found: dict) -> None:
@@ -117,6 +123,21 @@ def test_figures_stand_beside_their_interval_and_the_no_model_figure(found: dict
     assert lung["value"] == 0.5 and lung["images"] == 20
     assert 0.2 < lung["low"] < 0.5 < lung["high"] < 0.8
     assert lung["no_model"] == 1.0
+
+
+def test_intervals_of_a_card_are_those_of_the_page(
+    found: dict, said: tuple[Predictions, Cohort]
+) -> None:
+    card = intervals(*said, EvaluationConfig(resamples=100))
+    assert card.keys() == {k for k in evaluate(*said) if not k.endswith("_images")}
+    asked = found["questions"]
+    page = {
+        "covid_auc_within_b": asked["covid against other disease, within b"]["figures"]["auc"],
+        "covid_auc_mixed": asked["covid, sources mixed"]["figures"]["auc"],
+        "lung_iou": found["masks"]["lung_iou"],
+    }
+    for name, figure in page.items():
+        assert card[name] == pytest.approx([figure["low"], figure["high"]])
 
 
 def test_the_cards_threshold_is_used_as_screening_uses_it(found: dict) -> None:

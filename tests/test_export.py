@@ -154,6 +154,7 @@ def test_a_run_is_exported_with_its_card(network, tmp_path):
         "init": None,
         "teachers": ["w025"],
         "val": {"lung_iou": 0.5},
+        "val_intervals": {"lung_iou": [0.45, 0.55]},
         "val_baselines": {"lung_iou": 0.4},
     }
     (run / "run.json").write_text(json.dumps(described))
@@ -169,6 +170,7 @@ def test_a_run_is_exported_with_its_card(network, tmp_path):
         "teachers": ["w025"],
     }
     assert card.metrics == {"val": {"lung_iou": 0.5}}
+    assert card.intervals == {"val": {"lung_iou": [0.45, 0.55]}}
     assert card.operating_points == {}
     assert card.notes == ["Of 16 images.", "Of one source."]
     assert run_card(run).name == "night"

@@ -9,12 +9,14 @@ from drawn_cohorts import cohort
 from comit.card import OperatingPoint
 from comit.training.metrics import (
     Predictions,
+    area_under_roc,
     baselines,
     classification,
     dice,
     evaluate,
     iou,
     operating_points,
+    resampled_area,
     segmentation,
     threshold,
 )
@@ -72,6 +74,16 @@ def test_within_source_covid_is_against_other_disease_and_comes_first() -> None:
     assert figures["covid_auc_within_b"] == 1.0
     assert figures["covid_auc_mixed"] == pytest.approx(4 / 6)  # of 2 x 3 pairs, 4 in order
     assert "covid_auc_within_a" not in figures  # one class alone has no curve
+
+
+def test_area_of_a_draw_is_that_of_its_images_repeated() -> None:
+    rng = np.random.default_rng(3)
+    labels, scores = rng.integers(0, 2, 30), rng.integers(0, 8, 30) / 8  # many scores are equal
+    draws = rng.integers(0, 30, (20, 30))
+    times = np.array([np.bincount(draw, minlength=30) for draw in draws])
+    expected = [area_under_roc(labels[draw], scores[draw]) for draw in draws]
+    assert resampled_area(labels, scores, times) == pytest.approx(expected)
+    assert np.isnan(resampled_area(labels, scores, times * labels)).all()  # positives alone
 
 
 def test_segmentation_counts_annotated_images_only() -> None:

@@ -86,6 +86,8 @@ def test_a_run_leaves_weights_figures_and_thresholds(finished: Path) -> None:
     described = json.loads((finished / "run.json").read_text())
     assert [int(r["epoch"]) for r in lines(finished)] == [1, 2]
     assert {"val", "val_baselines", "test", "test_baselines"} <= set(described)
+    low, high = described["test_intervals"]["lung_iou"]
+    assert 0 <= low <= described["test"]["lung_iou"] <= high <= 1
     assert described["test"]["lung_images"] == described["test_baselines"]["lung_images"] == 4
     points = {k: OperatingPoint(**v) for k, v in described["operating_points"].items()}
     assert points["90"].negatives == {"unhealthy": 2, "covid": 3}

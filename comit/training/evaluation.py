@@ -20,7 +20,10 @@ from comit.training.data import UNKNOWN, Cohort
 from comit.training.metrics import (
     Predictions,
     area_under_roc,
+    areas,
+    mask_figures,
     per_image,
+    resampled_area,
     threshold,
     without_model,
 )
@@ -115,9 +118,7 @@ def evaluation(
     labels = labels_of(cohort)
     without = without_model(train, cohort)
     draws = resampled(cohort.patient, config)
-    times = np.zeros((len(draws), len(cohort)), np.int64)
-    for row, draw in zip(times, draws, strict=True):
-        row += np.bincount(draw, minlength=len(cohort))
+    times = _counts(draws, len(cohort))
     asked: dict[str, Any] = {}
     for question in questions(cohort):
         chosen, i = question.chosen, question.score
@@ -154,6 +155,28 @@ def evaluation(
     }
     found["paper"] = _beside_the_paper(found)
     return found
+
+
+def intervals(
+    predictions: Predictions, cohort: Cohort, config: EvaluationConfig | None = None
+) -> dict[str, list[float]]:
+    """95 % intervals, [low, high], of the figures of :func:`.metrics.evaluate`."""
+    times = _counts(resampled(cohort.patient, config or EvaluationConfig()), len(cohort))
+    drawn = {
+        a.name: resampled_area(
+            a.labels[a.chosen], predictions.scores[a.chosen, a.score], times[:, a.chosen]
+        )
+        for a in areas(cohort)
+        if len(np.unique(a.labels[a.chosen])) == 2
+    }
+    masks = predictions.masks >= FOREGROUND
+    for name, values in mask_figures(masks[:, 0], masks[:, 1], cohort).items():
+        measured = ~np.isnan(values)
+        here = times[:, measured]
+        with np.errstate(invalid="ignore"):
+            drawn[name] = here @ values[measured] / here.sum(axis=1)
+    found = {k: _interval(v) for k, v in drawn.items()}
+    return {k: v for k, v in found.items() if v is not None}
 
 
 def sensitivity_at(
@@ -208,6 +231,12 @@ def resampled(patients: NDArray[np.str_], config: EvaluationConfig) -> list[NDAr
         np.concatenate([members[k] for k in random.integers(0, len(members), len(members))])
         for _ in range(config.resamples)
     ]
+
+
+def _counts(draws: list[NDArray[np.int64]], images: int) -> NDArray[np.int64]:
+    """How often each image is in each draw, (draws, images)."""
+    counts = [np.bincount(draw, minlength=images) for draw in draws]
+    return np.array(counts, np.int64).reshape(len(draws), images)
 
 
 def _curve_figures(labels: NDArray[Any], scores: NDArray[Any]) -> dict[str, float]:
@@ -340,9 +369,14 @@ def _beside_the_paper(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _figure(value: float, drawn: ArrayLike, without: float) -> dict[str, Any]:
-    """NaN becomes None; draws that are NaN do not count."""
-    kept = np.asarray(drawn, np.float64)
-    kept = kept[~np.isnan(kept)]
-    low, high = np.quantile(kept, [0.025, 0.975]).tolist() if len(kept) else (None, None)
+    """NaN becomes None."""
+    low, high = _interval(drawn) or (None, None)
     found = {"value": value, "low": low, "high": high, "no_model": without}
     return {k: None if v is None or np.isnan(v) else v for k, v in found.items()}
+
+
+def _interval(drawn: ArrayLike) -> list[float] | None:
+    """The middle 95 %; draws that are NaN do not count."""
+    kept = np.asarray(drawn, np.float64)
+    kept = kept[~np.isnan(kept)]
+    return np.quantile(kept, [0.025, 0.975]).tolist() if len(kept) else None

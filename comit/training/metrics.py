@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,21 @@ def area_under_roc(labels: NDArray[np.generic], scores: NDArray[np.generic]) -> 
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(labels, scores)) if len(np.unique(labels)) == 2 else float("nan")
+
+
+def resampled_area(
+    labels: NDArray[np.generic], scores: NDArray[np.generic], times: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """:func:`area_under_roc` where image i counts ``times[d, i]`` times: (draws,), NaN likewise."""
+    order = np.argsort(scores, kind="stable")
+    first = np.unique(scores[order], return_index=True)[1]  # of those with the same score
+    found = []
+    for draw in times[:, order]:
+        positive, negative = (np.add.reduceat(draw * (labels[order] == k), first) for k in (1, 0))
+        won = np.sum(positive * (np.cumsum(negative) - negative / 2))
+        pairs = positive.sum() * negative.sum()
+        found.append(won / pairs if pairs else np.nan)
+    return np.array(found)
 
 
 def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
@@ -49,22 +64,32 @@ def segmentation(
     other pixels called diseased. ``lung`` and ``disease`` are (N, 224, 224), or one (224, 224)
     for all. A figure that no image is annotated for is left out.
     """
-    measured = per_image(lung, disease, cohort)
+    measured = mask_figures(lung, disease, cohort)
     figures = {k: _mean(v[~np.isnan(v)].tolist()) for k, v in measured.items()}
-    found = measured["disease_dice"]
-    diseased = ~np.isnan(found)
     figures["lung_images"] = float(np.count_nonzero(~np.isnan(measured["lung_iou"])))
-    figures["disease_images"] = float(np.count_nonzero(diseased))
-    for source in sorted(set(cohort.source[diseased].tolist())):
-        here = found[diseased & (cohort.source == source)]
-        figures[f"disease_dice_within_{source}"] = _mean(here.tolist())
+    figures["disease_images"] = float(np.count_nonzero(~np.isnan(measured["disease_dice"])))
     return {k: v for k, v in figures.items() if not np.isnan(v)}
+
+
+def mask_figures(
+    lung: NDArray[np.bool_], disease: NDArray[np.bool_], cohort: Cohort
+) -> dict[str, NDArray[np.float64]]:
+    """What the means of :func:`segmentation` are of, (N,); NaN where an image does not count."""
+    measured = per_image(lung, disease, cohort)
+    found = measured["disease_dice"]
+    for source in sorted(set(cohort.source[~np.isnan(found)].tolist())):
+        here = cohort.source == source
+        measured[f"disease_dice_within_{source}"] = np.where(here, found, np.nan)
+    return measured
 
 
 def per_image(
     lung: NDArray[np.bool_], disease: NDArray[np.bool_], cohort: Cohort
 ) -> dict[str, NDArray[np.float64]]:
-    """The figures of :func:`segmentation` for each image, (N,); NaN where it is not annotated."""
+    """Lung IoU, disease Dice, TPR and false-positive area of each image, (N,).
+
+    NaN where it is not annotated.
+    """
     shape = (len(cohort), *lung.shape[-2:])
     lung, disease = np.broadcast_to(lung, shape), np.broadcast_to(disease, shape)
     names = ("lung_iou", "disease_dice", "disease_tpr", "disease_fp_area")
@@ -79,28 +104,39 @@ def per_image(
     return found
 
 
+class Area(NamedTuple):
+    """An area under the ROC curve: which score, against which labels, over which images."""
+
+    name: str
+    score: int  # column of the scores
+    labels: NDArray[np.int8]  # (N,)
+    chosen: NDArray[np.bool_]  # (N,)
+
+
+def areas(cohort: Cohort) -> Iterator[Area]:
+    """Every area of :func:`classification`."""
+    unhealthy, covid, other = cohort.unhealthy, cohort.findings[:, 0], cohort.findings[:, 1]
+    known = unhealthy != UNKNOWN
+    sources = {s: cohort.source == s for s in sorted(set(cohort.source.tolist()))}
+    sick = (unhealthy == 1) & (covid != UNKNOWN)
+    for source, here in sources.items():
+        yield Area(f"covid_auc_within_{source}", 1, covid, sick & here)
+    for source, here in sources.items():
+        yield Area(f"unhealthy_auc_within_{source}", 0, unhealthy, known & here)
+    yield Area("unhealthy_auc_mixed", 0, unhealthy, known)
+    yield Area("covid_auc_mixed", 1, covid, covid != UNKNOWN)
+    yield Area("other_auc_mixed", 2, other, other != UNKNOWN)
+
+
 def classification(scores: NDArray[np.generic], cohort: Cohort) -> dict[str, float]:
     """Areas under the ROC curve, within each source first, then mixed.
 
     Within a source COVID is against other disease. Read those figures: across sources a score
     can tell data sets apart instead. A figure with one class alone is left out.
     """
-    unhealthy, covid, other = cohort.unhealthy, cohort.findings[:, 0], cohort.findings[:, 1]
-    sources = sorted(set(cohort.source.tolist()))
-    figures = {}
-    for source in sources:
-        sick = (cohort.source == source) & (unhealthy == 1) & (covid != UNKNOWN)
-        figures[f"covid_auc_within_{source}"] = area_under_roc(covid[sick], scores[sick, 1])
-    for source in sources:
-        known = (cohort.source == source) & (unhealthy != UNKNOWN)
-        figures[f"unhealthy_auc_within_{source}"] = area_under_roc(
-            unhealthy[known], scores[known, 0]
-        )
-    known = unhealthy != UNKNOWN
-    figures["unhealthy_auc_mixed"] = area_under_roc(unhealthy[known], scores[known, 0])
-    for i, (name, label) in enumerate((("covid", covid), ("other", other)), start=1):
-        known = label != UNKNOWN
-        figures[f"{name}_auc_mixed"] = area_under_roc(label[known], scores[known, i])
+    figures = {
+        a.name: area_under_roc(a.labels[a.chosen], scores[a.chosen, a.score]) for a in areas(cohort)
+    }
     return {k: v for k, v in figures.items() if not np.isnan(v)}
 
 

@@ -9,6 +9,7 @@ import torch
 
 from comit.console import Console
 from comit.training.data import Cohort
+from comit.training.evaluation import intervals
 from comit.training.loop import on_device, predict
 from comit.training.metrics import Predictions, baselines, evaluate, operating_points
 from comit.training.runs import load_run, read_description, write_description
@@ -18,11 +19,13 @@ def report(predictions: dict[str, Predictions], cohorts: dict[str, Cohort]) -> d
     """Figures and baselines of each split in ``predictions``; thresholds from ``val``.
 
     ``cohorts`` also holds ``train``, from which the baselines are made. Keys: ``val``,
-    ``val_baselines``, ``test``, ``test_baselines`` (figure -> value), ``operating_points``.
+    ``val_baselines``, ``test``, ``test_baselines`` (figure -> value), ``val_intervals``,
+    ``test_intervals`` (figure -> [low, high], 95 % by patient), ``operating_points``.
     """
     found: dict[str, Any] = {}
     for split, predicted in predictions.items():
         found[split] = evaluate(predicted, cohorts[split])
+        found[f"{split}_intervals"] = intervals(predicted, cohorts[split])
         found[f"{split}_baselines"] = baselines(cohorts["train"], cohorts[split])
     found["operating_points"] = operating_points(predictions["val"].scores, cohorts["val"])
     return found
