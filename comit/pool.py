@@ -220,6 +220,12 @@ class Pool:
         self._selector.unregister(worker.pipe)
         worker.kill()
         if not worker.ready:
+            if reason is Fail.TIMEOUT:
+                raise Stopped(
+                    f"a decoding process did not start within {START_TIMEOUT:g} s: the machine is "
+                    "too busy, or the disk that comit is installed on too slow; the same command "
+                    "resumes"
+                )
             raise ComitError(
                 "a decoding process did not start; is comit installed completely? "
                 f"try: {sys.executable} -c 'import comit.decode.worker, cv2'"

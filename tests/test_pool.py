@@ -12,7 +12,7 @@ import pytest
 
 from comit.decode import Limits, open_image
 from comit.decode.worker import Task
-from comit.errors import Stopped
+from comit.errors import ComitError, Stopped
 from comit.pool import Pool
 from comit.preprocess import preprocess
 
@@ -112,6 +112,16 @@ def test_a_process_that_cannot_be_started_stops_the_run_and_leaves_none(monkeypa
     with pytest.raises(Stopped, match=r"Too many open files.*the same command resumes"):
         pool(workers=3)
     assert [p.returncode for p in started] == [-signal.SIGKILL] * 2
+
+
+def test_a_process_that_never_gets_ready_stops_the_run_and_says_why(pictures, monkeypatch):
+    monkeypatch.setattr("comit.pool.WORKER", "raise SystemExit(1)")
+    with pool() as decoders, pytest.raises(ComitError, match="installed completely"):
+        list(decoders.run(tasks(pictures)))
+    monkeypatch.setattr("comit.pool.WORKER", "import time; time.sleep(60)")
+    monkeypatch.setattr("comit.pool.START_TIMEOUT", 0.5)
+    with pool() as decoders, pytest.raises(Stopped, match=r"within 0.5 s.*the same command res"):
+        list(decoders.run(tasks(pictures)))
 
 
 def test_an_image_larger_than_the_ring_fails_alone(pictures):
