@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every benchmark that needs no GPU, in one call; about an hour on two cores.
+# Every benchmark that needs no GPU, in one call; an hour and three quarters on two cores.
 #   bash bench/cpu_suite.sh [--tiny] OUT FOLDER [DICOMS]
 # Writes OUT/*.json, one a command. FOLDER holds X-rays to screen, DICOMS those whose transfer
 # syntaxes are timed. Needs comit with its extras cpu, train and bench. Nothing else should run
