@@ -33,6 +33,7 @@ from comit.training.data import UNKNOWN, Cohort, read_manifest
 from comit.training.evaluation import (
     EvaluationConfig,
     equal_error_rate,
+    interval_of,
     resampled,
     sensitivity_at,
 )
@@ -245,7 +246,7 @@ def within_interval(score: NDArray[np.float32], cohort: Cohort) -> list[float] |
     """95 % of :func:`covid_within`, patients resampled; None where no draw has both answers."""
     draws = resampled(cohort.patient, EvaluationConfig())
     areas = [a for d in draws if (a := covid_within(score, cohort, d)) is not None]
-    return np.quantile(areas, [0.025, 0.975]).tolist() if areas else None
+    return interval_of(areas)
 
 
 def page(

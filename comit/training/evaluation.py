@@ -150,7 +150,7 @@ def evaluation(
         "images": len(cohort),
         "patients": len(np.unique(cohort.patient)),
         "questions": asked,
-        "masks": _masks(predictions, without, cohort, draws),
+        "masks": _masks(predictions, without, cohort, times),
         "calibration": _calibration(predictions, without, labels, times, card, config.bins),
     }
     found["paper"] = _beside_the_paper(found)
@@ -171,11 +171,8 @@ def intervals(
     }
     masks = predictions.masks >= FOREGROUND
     for name, values in mask_figures(masks[:, 0], masks[:, 1], cohort).items():
-        measured = ~np.isnan(values)
-        here = times[:, measured]
-        with np.errstate(invalid="ignore"):
-            drawn[name] = here @ values[measured] / here.sum(axis=1)
-    found = {k: _interval(v) for k, v in drawn.items()}
+        drawn[name] = _resampled_mean(values, ~np.isnan(values), times)
+    found = {k: interval_of(v) for k, v in drawn.items()}
     return {k: v for k, v in found.items() if v is not None}
 
 
@@ -285,7 +282,7 @@ def _masks(
     predictions: Predictions,
     without: Predictions,
     cohort: Cohort,
-    draws: list[NDArray[np.int64]],
+    times: NDArray[np.int64],
 ) -> dict[str, dict[str, Any]]:
     """Means over annotated images, in all and within each source; COVID called unhealthy."""
     ours, theirs = (
@@ -307,15 +304,23 @@ def _masks(
             measured = here & ~np.isnan(values)
             if not measured.any() or (place and measured.sum() == (~np.isnan(values)).sum()):
                 continue  # nobody has it, or all who have it are of this source
-            drawn = [values[d[measured[d]]] for d in draws]
             found[name + place] = _figure(
                 float(values[measured].mean()),
-                [float(d.mean()) for d in drawn if len(d)],
+                _resampled_mean(values, measured, times),
                 float(theirs[name][measured].mean()),
             ) | {"images": int(measured.sum())}
             if name.startswith("disease"):
                 found[name + place]["whole_lung"] = float(whole[name][measured].mean())
     return found
+
+
+def _resampled_mean(
+    values: NDArray[np.float64], measured: NDArray[np.bool_], times: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Mean of the measured values in each draw, (draws,); NaN where it has none of them."""
+    here = times[:, measured]
+    with np.errstate(invalid="ignore"):
+        return np.asarray(here @ values[measured] / here.sum(axis=1))
 
 
 def _calibration(
@@ -370,12 +375,12 @@ def _beside_the_paper(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _figure(value: float, drawn: ArrayLike, without: float) -> dict[str, Any]:
     """NaN becomes None."""
-    low, high = _interval(drawn) or (None, None)
+    low, high = interval_of(drawn) or (None, None)
     found = {"value": value, "low": low, "high": high, "no_model": without}
     return {k: None if v is None or np.isnan(v) else v for k, v in found.items()}
 
 
-def _interval(drawn: ArrayLike) -> list[float] | None:
+def interval_of(drawn: ArrayLike) -> list[float] | None:
     """The middle 95 %; draws that are NaN do not count."""
     kept = np.asarray(drawn, np.float64)
     kept = kept[~np.isnan(kept)]
