@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,15 +57,18 @@ def scored_rows(
             rows.append(unscored_row(done._replace(reason=reason)))
             continue
         unhealthy, covid, other = scores
-        row = _described(done)._replace(
-            status="ok", score_unhealthy=unhealthy, score_covid=covid, score_other=other
+        row = replace(
+            _described(done, "ok"),
+            score_unhealthy=unhealthy,
+            score_covid=covid,
+            score_other=other,
         )
         if point is not None:
-            row = row._replace(
-                flag_unhealthy=unhealthy >= point.unhealthy, flag_covid=covid >= point.covid
+            row = replace(
+                row, flag_unhealthy=unhealthy >= point.unhealthy, flag_covid=covid >= point.covid
             )
         if masks == "all" or (masks == "flagged" and is_flagged(row)):
-            row = row._replace(**encoded(mask)._asdict())
+            row = replace(row, **encoded(mask)._asdict())
         rows.append(row)
     return rows
 
@@ -72,12 +76,12 @@ def scored_rows(
 def unscored_row(done: Done) -> Row:
     """The row of an item that was skipped or failed, with what its header said."""
     status = "skipped" if done.reason in SKIPS else "failed"
-    return _described(done)._replace(status=status, reason=done.reason)
+    return replace(_described(done, status), reason=done.reason)
 
 
-def _described(done: Done) -> Row:
+def _described(done: Done, status: str) -> Row:
     return Row(
-        status="",
+        status,
         warnings=done.warnings,
         view=done.view,
         rows=done.rows,

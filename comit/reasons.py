@@ -66,6 +66,7 @@ class Fail(Code):
     READ_ERROR = "read_error", "the operating system failed to read the file"
     TIMEOUT = "timeout", "reading and decoding took longer than the time limit"
     CRASH = "crash", "the decoder died on this file (or ran out of memory)"
+    UNWRITABLE = "unwritable", "what was found could not be written; the row says nothing else"
 
 
 class Caution(Code):
@@ -86,6 +87,7 @@ class Caution(Code):
     LENGTH = "length", "PixelData is longer than Rows x Columns needs; the rest was ignored"
     SYNTAX_MISMATCH = "syntax_mismatch", "the stream is not what the transfer syntax says"
     DUPLICATE_UID = "duplicate_uid", "another row has this SOPInstanceUID and other bytes"
+    VALUE_LEFT_OUT = "value_left_out", "a value of the file does not fit its column: null here"
 
 
 REASONS: dict[str, Skip | Fail] = {str(code): code for code in (*Skip, *Fail)}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from comit.errors import UsageError
+from comit.reasons import Caution
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,10 +45,26 @@ FINDINGS = (  # what screening adds, in the order of the file
 RUN = ("run_id", "screened_at")  # the same for all rows of a run
 COLUMNS = (*IDENTITY, *FINDINGS, *RUN)
 UIDS = ("sop_instance_uid", "series_instance_uid", "study_instance_uid")
+# What a column takes of a file: whole numbers in a range, texts of so many printable characters.
+EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_000_000  # microseconds since 1970
+RANGES = {
+    "rows": (0, 2**31 - 1),
+    "cols": (0, 2**31 - 1),
+    "file_size": (0, 2**63 - 1),
+    "file_mtime": (EARLIEST, LATEST),
+    "file_crc32": (0, 2**32 - 1),
+}
+TEXTS = ("view", "voi", *UIDS)
+LONGEST = 64  # characters: a DICOM UID (PS3.5 9.1), a code's meaning, a hash
 
 
-class Row(NamedTuple):
-    """What screening found for one item; the fields are :data:`FINDINGS`."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What screening found for one item; the fields are :data:`FINDINGS`.
+
+    A value that its column cannot hold is left out, and ``value_left_out`` warns of it: whatever
+    a file says, its row can be written.
+    """
 
     status: str  # ok, skipped, failed
     reason: str | None = None  # a code of comit.reasons
@@ -70,6 +88,28 @@ class Row(NamedTuple):
     disease_rle: dict[str, object] | None = None
     lung_fraction: float | None = None  # lung pixels / all pixels
     disease_fraction: float | None = None  # disease pixels inside lungs / lung pixels
+
+    def __post_init__(self) -> None:
+        unfit = [n for n in (*RANGES, *TEXTS) if not fits(n, getattr(self, n))]
+        for name in unfit:
+            object.__setattr__(self, name, None)
+        if unfit:
+            found = dict.fromkeys([*self.warnings, str(Caution.VALUE_LEFT_OUT)])
+            object.__setattr__(self, "warnings", tuple(found))
+
+    def values(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {name: getattr(self, name) for name in FINDINGS}
+
+
+def fits(name: str, value: Any) -> bool:
+    """Whether a column of :data:`RANGES` or :data:`TEXTS` can hold a value; null fits all."""
+    if value is None:
+        return True
+    if name in RANGES:
+        low, high = RANGES[name]
+        return isinstance(value, int) and low <= value <= high
+    return isinstance(value, str) and len(value) <= LONGEST and value.isprintable()
 
 
 def schema() -> pa.Schema:

@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from comit import durable, heap
 from comit.errors import Stopped, UsageError
 from comit.merge import CONTENT, Tally, final_schema, merge
+from comit.reasons import Fail
 from comit.results import FINDINGS, IDENTITY, Row, schema
 from comit.ring import nameless
 from comit.source import OWN_COLUMNS, SHARD, Item, read_items, rechunk
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 LOCK_TRIES = 100  # each lost to a run that removed its folder just then
+UNWRITABLE = Row("failed", str(Fail.UNWRITABLE))
 Enumerate = Callable[[BinaryIO, BinaryIO], None]
 
 
@@ -356,7 +359,25 @@ class Sink:
         return pa.schema([*ours, *passed])
 
     def _publish(self, shard: int, rows: dict[int, Row], to: Path) -> None:
-        """Writes rows beside ``to``, makes them durable, checks them and gives them the name."""
+        """Writes rows beside ``to``, makes them durable, checks them and gives them the name.
+
+        A row that cannot be written, for a reason that :class:`Row` does not know, becomes a
+        failed one: a shard is never lost to one of its rows.
+        """
+        try:
+            self._write(self._table(shard, rows), to)
+        except (Stopped, MemoryError):
+            raise
+        except Exception:  # whatever Arrow raises; its text quotes the value
+            written = {
+                i: row if self._can_write(shard, i, row) else UNWRITABLE for i, row in rows.items()
+            }
+            if written == rows:
+                raise
+            self._write(self._table(shard, written), to)
+
+    def _table(self, shard: int, rows: dict[int, Row]) -> pa.Table:
+        """Rows of a shard by their index, as its part has them."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -364,13 +385,28 @@ class Sink:
         indices = sorted(rows)
         if len(indices) < work.num_rows:
             work = work.take([i - shard * SHARD for i in indices])
-        found = pa.Table.from_pylist([rows[i]._asdict() for i in indices], findings_schema())
+        found = pa.Table.from_pylist([rows[i].values() for i in indices], findings_schema())
         columns = {n: (found if n in FINDINGS else work)[n] for n in self._part_schema().names}
         # What could not be read is known by what the list says of it.
         for name in ("size", "mtime"):
             column = columns[f"file_{name}"]
             columns[f"file_{name}"] = pc.coalesce(column, work[name].cast(column.type))
-        table = pa.table(list(columns.values()), schema=self._part_schema())
+        return pa.table(list(columns.values()), schema=self._part_schema())
+
+    def _can_write(self, shard: int, index: int, row: Row) -> bool:
+        """Whether a part of this row alone can be made."""
+        try:
+            table = self._table(shard, {index: row})
+            with durable.parquet(BytesIO(), table.schema, "zstd") as writer:
+                writer.write_table(table)
+        except MemoryError:
+            raise
+        except Exception:  # as in _publish
+            return False
+        return True
+
+    def _write(self, table: pa.Table, to: Path) -> None:
+        """Publishes a table as ``to``, once it reads back as written."""
         temporary = to.with_suffix(".new")
         with self._stopping():
             try:
@@ -379,7 +415,7 @@ class Sink:
                         writer.write_table(table)
                     durable.finish(file)
                 with _reader(temporary) as file:
-                    if file.read(["row_id"], use_threads=False)["row_id"] != work["row_id"]:
+                    if file.read(["row_id"], use_threads=False)["row_id"] != table["row_id"]:
                         raise Stopped(f"{temporary.name} does not read back as written")
                 durable.publish(temporary, to)
             finally:
@@ -416,6 +452,8 @@ class Sink:
         try:
             with _reader(self._partial(shard)) as file:
                 table = file.read(["row_id", *FINDINGS], use_threads=False)
+            at = table.schema.get_field_index("file_mtime")  # a number again, as rows have it
+            table = table.set_column(at, "file_mtime", table["file_mtime"].cast(pa.int64()))
         except (OSError, pa.ArrowException):
             return {}
         work = self._worklist.read_row_group(shard, ["row_id"], use_threads=False)

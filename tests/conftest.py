@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real X-rays at {folder}; see COMIT_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def faults(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inputs that a release of comit got wrong: a folder a kind, with a README."""
+    folder = tmp_path_factory.mktemp("faults")
+    with tarfile.open(shared / "faults.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "faults"
 
 
 @pytest.fixture(scope="session")

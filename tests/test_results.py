@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +12,7 @@ import resultfiles as rf
 
 from comit.errors import UsageError
 from comit.postprocess import encode
-from comit.results import COLUMNS, decode_mask, provenance, read
+from comit.results import COLUMNS, FINDINGS, Row, decode_mask, provenance, read, schema
 
 
 def test_a_file_has_our_columns_first_and_then_those_of_its_manifest(tmp_path):
@@ -70,3 +72,38 @@ def test_a_mask_decodes_to_what_was_encoded():
     for encoded, original in zip(encode(mask), mask, strict=True):
         decoded = decode_mask(encoded)
         assert decoded.dtype == bool and np.array_equal(decoded, original)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *((c, v) for c in ("rows", "cols") for v in (2**31, 2**32 - 1, -1, 512.5, "512", 1e300)),
+        *(("file_size", v) for v in (2**63, -1)),
+        *(("file_mtime", v) for v in (10**18, -(10**18))),
+        ("file_crc32", 2**32),
+        *(("sop_instance_uid", v) for v in ("1." * 33, "1\n2", "\ud800", b"1.2", 1.2)),
+        *(("view", v) for v in ("\x1b[31mPA", "P" * 65)),
+    ],
+)
+def test_a_value_that_its_column_cannot_hold_is_left_out_with_a_warning(column, value):
+    row = Row("skipped", "modality", ("colour",), rows=512)
+    odd = replace(row, **{column: value})
+    assert getattr(odd, column) is None
+    assert odd.warnings == ("colour", "value_left_out")
+    assert replace(odd, status="failed").warnings == odd.warnings  # said once
+
+
+def test_the_largest_values_of_a_row_can_be_written():
+    row = Row(
+        "ok",
+        view="A" * 64,
+        rows=2**31 - 1,
+        cols=0,
+        sop_instance_uid="1." * 32,
+        file_size=2**63 - 1,
+        file_mtime=253_402_300_799_000_000,
+        file_crc32=2**32 - 1,
+    )
+    assert row.warnings == ()
+    kinds = pa.schema([schema().field(name) for name in FINDINGS])
+    assert pa.Table.from_pylist([row.values()], kinds).num_rows == 1

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask
+from pydicom import DataElement, config
 
+from comit.bench.faults import dicoms
 from comit.card import OperatingPoint, card_path, read_card
 from comit.console import Console
 from comit.decode import open_image
@@ -143,3 +145,40 @@ def test_every_code_is_explained_in_the_docs():
         assert f"| `{code}` | {code.meaning} |" in text, code
     for column in COLUMNS:
         assert f"`{column}`" in text, column
+
+
+@pytest.mark.parametrize("modality", ["CT", "DX"])
+def test_whatever_size_a_header_claims_its_neighbours_get_their_rows(
+    tmp_path, tiny_model, pictures, modality
+):
+    sizes = [("UL", 2**32 - 1), ("UV", 2**63), ("SV", -(2**40)), ("IS", "-2147483649")]
+    sizes += [("DS", "4294967295"), ("FD", 1e29), ("US", 0)]
+    for i, (vr, value) in enumerate(sizes):
+        data = dicoms.dataset(Modality=modality, SOPInstanceUID=f"1.2.{i}")
+        for tag in ("Rows", "Columns"):
+            data[tag] = DataElement(data[tag].tag, vr, value, validation_mode=config.IGNORE)
+        (pictures / f"{vr}.dcm").write_bytes(dicoms.write(data))
+    report, rows = run(pictures, tmp_path / "r.parquet", tiny_model)
+    assert report.status["ok"] == 9
+    for vr, value in sizes:
+        row = rows[f"{vr}.dcm"]
+        if modality == "CT":
+            assert (row["status"], row["reason"]) == ("skipped", "modality")
+            beyond = float(value) >= 2**31
+            assert row["rows"] == row["cols"] == (None if beyond else 0)
+            assert row["warnings"] == (["value_left_out"] if beyond else [])
+        else:
+            assert (row["status"], row["reason"]) == ("failed", "bad_geometry")
+
+
+@pytest.mark.real
+def test_rows_beyond_their_column_stop_no_night(tmp_path, tiny_model, faults):
+    _, rows = run(faults / "rows-too-large-stops-night", tmp_path / "r.parquet", tiny_model)
+    assert rows["ct-ul.dcm"]["reason"] == "modality"
+    assert rows["good.dcm"]["status"] == "ok"
+    assert {r["path"] for r in rows.values()} == {
+        "ct-ul.dcm",
+        "good.dcm",
+        "fuzzed-real.dcm",
+        "README",
+    }

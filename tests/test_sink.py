@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -251,3 +252,50 @@ def test_staging_is_private_and_results_follow_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert out.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"lung_rle": {"size": [2**40, 1], "counts": "c"}},
+        {"lung_rle": "no struct"},
+        {"score_covid": "no number"},
+        {"warnings": (b"\xff",)},
+        {"warnings": ("\ud800",)},
+    ],
+)
+@pytest.mark.parametrize("stop_after", [None, SHARD - 1])
+def test_a_row_that_cannot_be_written_costs_itself_alone(tmp_path, odd, stop_after):
+    out, bad = tmp_path / "r.parquet", 5
+
+    def fill_with(sink):
+        for added, (index, _) in enumerate(sink.todo()):
+            if added == stop_after:
+                raise Stopped("asked to")
+            sink.add(index, replace(row(index), **odd) if index == bad else row(index))
+
+    if stop_after is not None:
+        with pytest.raises(Stopped), opened(out, N) as sink:
+            fill_with(sink)
+    with opened(out, N) as sink:
+        fill_with(sink) if stop_after is None else fill(sink)
+        tally = sink.finish()
+    assert tally.reasons == {"unwritable": 1}
+    found = pq.read_table(out).to_pylist()
+    assert [r["row_id"] for r in found] == [f"id{i}" for i in range(N)]
+    lost = found.pop(bad)
+    assert (lost["status"], lost["score_covid"], lost["warnings"]) == ("failed", None, [])
+    assert [r["lung_rle"]["counts"] for r in found] == [f"c{i}" for i in range(N) if i != bad]
+
+
+def test_a_shard_in_which_no_single_row_is_at_fault_keeps_its_error(tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("whatever the rows are")
+
+    with pytest.raises(ValueError, match="whatever"), opened(tmp_path / "r.parquet", N) as sink:
+        monkeypatch.setattr(sink, "_write", fails)
+        fill(sink)
+    with opened(tmp_path / "r.parquet", N) as sink:
+        assert fill(sink) == N
+        sink.finish()
+    check(tmp_path / "r.parquet", N)

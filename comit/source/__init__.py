@@ -30,6 +30,7 @@ from comit import durable
 from comit.errors import UsageError
 from comit.identifiers import Identifiers
 from comit.reasons import REASONS, Fail, Skip
+from comit.results import EARLIEST, LATEST
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 SHARD = 512  # rows of one part: what a kill -9 can cost
 OWN_COLUMNS = ("row_id", "path", "name", "size", "mtime", "problem")
 PARQUET_MAGIC = b"PAR1"
-EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_000_000  # microseconds since 1970
 
 
 @dataclass(frozen=True, slots=True)
