@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,8 @@ def flagged(
     multiple=True,
     help="Folder of real files to mutate; repeat for several [default: drawn phantoms].",
 )
+@click.option("--mutants", type=click.IntRange(1), help="Of mutated files, instead of all.")
+@click.option("--from", "first", type=click.IntRange(0), default=0, help="Number of the first.")
 @JSON
 @click.pass_context
 def faults(
@@ -362,14 +365,19 @@ def faults(
     short: bool,
     only: tuple[str, ...],
     data: tuple[Path, ...],
+    mutants: int | None,
+    first: int,
     to: Path | None,
 ) -> None:
     """Kill, starve and mislead comit, and count what it lost: nothing, or exit code 1."""
     from comit.bench.faults import SHORT, Extent, everything
     from comit.bench.machine import machine
 
+    extent = replace(SHORT if short else Extent(), first=first)
+    if mutants is not None:
+        extent = replace(extent, fuzzed=mutants)
     found = []
-    for figure in everything(SHORT if short else Extent(), list(data), only):
+    for figure in everything(extent, list(data), only):
         line = f"{'ok ' if figure.passed else 'BAD'} {figure.fault}: {figure.figure}"
         click.echo(line, err=str(to) == "-")  # standard output is for the JSON then
         found.append(figure)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
+from random import Random
 
 import pytest
 
-from comit.bench.faults import Extent, everything
+from comit.bench.faults import Extent, dicoms, everything, fuzz
+from comit.decode.header import quiet, read_header
+from comit.errors import ItemError
 
 
 def made(kind):
@@ -40,6 +44,22 @@ def test_a_full_disk_loses_nothing(tmp_path):
 
 @pytest.mark.real
 def test_mutated_real_files_lose_nothing(shared):
-    folders = [shared / "dicom", shared / "originals"]
-    figures = list(everything(Extent(fuzzed=1000), folders, ("mutated",)))
+    folders = [shared / name for name in ("dicom", "originals", "cxr/images")]
+    figures = list(everything(Extent(fuzzed=300), folders, ("mutated",)))
     assert figures and all(figure.passed for figure in figures), figures
+
+
+def test_a_mutated_file_can_be_made_again_and_headers_are_changed_in_every_encoding(tmp_path):
+    syntaxes = (dicoms.IMPLICIT, dicoms.EXPLICIT, dicoms.DEFLATED, dicoms.BIG_ENDIAN)
+    for i, syntax in enumerate(syntaxes):
+        (tmp_path / str(i)).write_bytes(dicoms.make(syntax=syntax))
+    start = fuzz.seeds([tmp_path])
+    assert set(start) == set(syntaxes)
+    assert fuzz.mutant(start, 0, 7) == fuzz.mutant(start, 0, 7) != fuzz.mutant(start, 1, 7)
+    for files in start.values():
+        changed = 0
+        for number in range(40):
+            data = fuzz._header(files[0], Random(number))
+            with suppress(ItemError), quiet():
+                changed += read_header(data).elements != read_header(files[0]).elements
+        assert changed > 5

@@ -24,6 +24,7 @@ class Ended:
     said: str  # standard error
     seconds: float
     peak_bytes: int  # proportional set size with all children, at its highest
+    child_bytes: int  # resident set size of the largest child, at its highest
 
 
 def run(
@@ -34,7 +35,7 @@ def run(
     env: dict[str, str] | None = None,
 ) -> Ended:
     """Runs a command to its end, or sends it ``signal`` after ``kill_after`` seconds."""
-    started, peak = time.monotonic(), 0
+    started, peak, largest = time.monotonic(), 0, 0
     with subprocess.Popen(
         [*program, *map(str, arguments)],
         stdout=subprocess.DEVNULL,
@@ -48,11 +49,22 @@ def run(
             process.send_signal(signal)
             said = None
         while process.poll() is None and kill_after is None:
-            peak = max(peak, sum(map(proportional, family(process.pid))))
+            processes = family(process.pid)
+            peak = max(peak, sum(map(proportional, processes)))
+            largest = max([largest, *map(high_water, processes[1:])])
             time.sleep(0.1)
         if said is None:
             said = process.communicate()[1]
-    return Ended(process.returncode, said, time.monotonic() - started, peak)
+    return Ended(process.returncode, said, time.monotonic() - started, peak, largest)
+
+
+def high_water(pid: int) -> int:
+    """The most memory that a process has had resident, in bytes; 0 once it has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def orphans(marker: str) -> int:
