@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +32,7 @@ from comit.errors import ComitError, ItemError
 from comit.export.parity import TOLERANCES, compare, phantoms
 from comit.export.to_onnx import load_network, to_bytes
 from comit.gpu.batch import Pictures, Source, takes
-from comit.gpu.device import Decoder, Device, open_device
-from comit.gpu.frames import Frames
+from comit.gpu.device import Device, open_device
 from comit.gpu.preprocess import Preprocessor
 from comit.gpu.runs import RunLengths
 from comit.model.network import COMiTNet, NetworkConfig, pool_positions, unpool
@@ -41,7 +40,7 @@ from comit.preprocess import Presentation, Window, preprocess
 
 Row = dict[str, Any]
 UNCOMPRESSED = (Kind("png"), Kind("dcm", 12))
-# What a GPU may decode: baseline, lossless, JPEG 2000.
+# Decoded by processes alone: baseline, lossless, JPEG 2000.
 COMPRESSED = (Kind("jpg"), Kind("dcm", 12, codec="jpeg"), Kind("dcm", 12, codec="jpeg2000"))
 
 
@@ -127,7 +126,6 @@ class Suite:
         self.parts: dict[str, Callable[[list[Row]], None]] = {
             "ceilings": self.ceilings,
             "kernel parity": self.kernel_parity,
-            "frame parity": self.frame_parity,
             "engine parity": self.engine_parity,
             "torch variants": self.torch_variants,
             "engine latency": self.latency,
@@ -166,15 +164,6 @@ class Suite:
                 rows.append({"what": f"preprocessing, {what}", "kernels by": gpu.by}
                             | preprocessing_parity(gpu, images, stream))  # fmt: skip
             rows.append({"what": "run lengths", "kernels by": gpu.by} | runs_parity(gpu, stream))
-
-    def frame_parity(self, rows: list[Row]) -> None:
-        """Drawings of every compressed format, decoded on the GPU and by the CPU."""
-        gpu = open_kernels(self.settings.device)
-        with gpu.current():
-            decoder = gpu.decoder()
-            if decoder is None:
-                raise Absent("nvImageCodec is not here, or finds no decoder")
-            rows += frames_parity(gpu, decoder, gpu.stream())
 
     def engine_parity(self, rows: list[Row]) -> None:
         """Scores and masks of every engine beside PyTorch in float32, on the bundled model."""
@@ -289,10 +278,10 @@ class Suite:
         from comit.screen import Options
 
         self._need_device()
-        for kind, engine, decoder in ways():
+        for kind, engine in ways():
             row: Row = {"files": f"{kind.codec} {kind.suffix}", "engine": engine}
             rows.append(row)
-            options = Options(engine=engine, device=self.settings.device, decoder=decoder)
+            options = Options(engine=engine, device=self.settings.device)
             with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
                 self._draw(Path(folder), kind)
                 try:
@@ -303,8 +292,6 @@ class Suite:
             row |= {
                 "precision": found.engine["precision"],
                 "takes samples": found.engine["takes_samples"],
-                "decoder": decoder,
-                "formats it takes": len(found.engine["formats"]),
                 "screened": found.images,
                 "images/s": found.images_per_second["median"],
                 "steady": found.steady["median"],
@@ -451,15 +438,14 @@ class Suite:
             raise Absent("needs a GPU")
 
 
-def ways() -> Iterator[tuple[Kind, str, Literal["auto", "cpu"]]]:
-    """Kinds of files, engine and decoder of the whole pipeline's runs."""
+def ways() -> Iterator[tuple[Kind, str]]:
+    """Kinds of files and engine of the whole pipeline's runs."""
     for kind in UNCOMPRESSED:
         for engine in ("tensorrt", "onnxruntime", "torch"):
-            yield kind, engine, "auto"
+            yield kind, engine
     for kind in COMPRESSED:
         for engine in ("tensorrt", "torch"):
-            yield kind, engine, "auto"
-            yield kind, engine, "cpu"
+            yield kind, engine
 
 
 def wall(repeat: int, work: Callable[..., Any], *given: Any) -> float:
@@ -524,15 +510,6 @@ def preprocessing_parity(
                 expected = preprocess(samples, presentation).pixels
                 worst = max(worst, float(np.abs(pixels - expected).max()))
     return {"images": len(images), "difference": worst, "ok": worst <= 1e-3}
-
-
-def frames_parity(gpu: Device, decoder: Decoder, stream: Any) -> list[Row]:
-    """For each compressed format, why the decoder is not to be trusted with it, if so."""
-    doubts = Frames(gpu, decoder).doubts(stream)
-    return [
-        {"format": name, "by": decoder.by, "said": doubt or "as the CPU", "ok": not doubt}
-        for name, doubt in doubts.items()
-    ]
 
 
 def runs_parity(gpu: Device, stream: Any) -> Row:

@@ -123,13 +123,6 @@ PATH = click.Path(path_type=Path)
     type=click.IntRange(1, 512),
     help="Decoding processes [default: usable cores, 32 at most].",
 )
-@click.option(
-    "--decoder",
-    type=click.Choice(["auto", "cpu"]),
-    default="auto",
-    show_default=True,
-    help="Of JPEG and JPEG 2000: auto lets a GPU's engine decode what it is trusted with.",
-)
 @click.option("--pattern", default="*", show_default=True, help="File names to take of a folder.")
 @click.option(
     "--root",

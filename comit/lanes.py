@@ -1,8 +1,7 @@
 """Threads that run the engine and turn its answers into rows.
 
 An engine gets batches of pixels, or where it preprocesses itself (:attr:`Engine.takes_samples`)
-of samples as they are stored, of as many sizes as there are images. A compressed frame that such
-an engine rejects goes back to the decoding processes (:meth:`Lanes.rejected`).
+of samples as they are stored, of as many sizes as there are images.
 Where not every image gets masks, an engine that can (:attr:`Engine.two_stage`) looks at the scores
 first, which takes a quarter of the whole network, and computes masks for flagged images alone.
 """
@@ -11,8 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.card import OperatingPoint
-from comit.decode.worker import Done, Task
+from comit.decode.worker import Done
 from comit.engine.base import Engine, Inference, Screened
 from comit.gpu.batch import Pictures, Source
 from comit.gpu.preprocess import Outcome
@@ -102,7 +101,6 @@ class Lanes:
         self._flagged = Batch(self._flagged_buffers.get(), [])
         self._flagged_share = 0.0
         self._running: list[Future[None]] = []
-        self._rejected: deque[Task] = deque()
         self._mutex = threading.Lock()
         self.on_rows: Callable[[int], None] = lambda rows: None
         self.status: Counter[str] = Counter()  # of the rows so far
@@ -138,11 +136,6 @@ class Lanes:
         if self._flagged.decoded:
             self._infer(self._flagged)
 
-    def rejected(self) -> Iterator[Task]:
-        """Takes back what the engine did not decode: to be decoded in a process, as samples."""
-        while self._rejected:
-            yield self._rejected.popleft()
-
     def _submit(self) -> None:
         for future in [f for f in self._running if f.done()]:
             future.result()
@@ -177,13 +170,8 @@ class Lanes:
         if isinstance(batch.images, Pixels):
             return batch.decoded, self._engine.infer(batch.images.data)
         answer = self._engine.screen(batch.images)
-        pairs = list(zip(batch.decoded, answer.outcomes, strict=True))
-        kept = [i for i, outcome in enumerate(answer.outcomes) if not outcome.rejected]
-        if len(kept) < len(pairs):
-            self._rejected += [Task(d.item, d.file, raw=True) for d, o in pairs if o.rejected]
-            masks = [answer.masks[i] for i in kept]
-            answer = Screened([answer.outcomes[i] for i in kept], answer.scores[kept], masks)
-        return [preprocessed(*pairs[i]) for i in kept], answer
+        pairs = zip(batch.decoded, answer.outcomes, strict=True)
+        return [preprocessed(done, outcome) for done, outcome in pairs], answer
 
     def _score(self, images: NDArray[np.float32], decoded: list[Done]) -> None:
         """Scores of a batch; an image that is to get masks goes into a batch of such."""

@@ -121,7 +121,7 @@ class Pool:
 
         With every :class:`Done` that has no reason comes a view into the ring, valid until the
         next one is asked for: (224, 224) float32 pixels, or where the task asks for them and the
-        GPU takes them, samples as they are stored or a compressed frame.
+        GPU takes them, samples as they are stored.
         """
         source = iter(tasks)
         again: deque[Task] = deque()

@@ -4,8 +4,7 @@ source --> decode + preprocess --> engine --> postprocess --> sink
 items      processes, ahead        lanes      rows            parts, then one file
 
 An engine on a GPU may preprocess itself: then the processes decode alone, and what goes through
-shared memory to the lanes are samples as they are stored, or compressed frames where it decodes
-those too; one that it rejects is decoded by a process after all.
+shared memory to the lanes are samples as they are stored.
 
 Pool        decodes into shared memory, in bounded bytes      comit.pool
 Lanes       threads that keep the engine busy                 comit.lanes
@@ -18,11 +17,11 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from comit import __version__, heap, preprocess_version
 from comit.card import BUNDLED, OperatingPoint, read_card
@@ -50,7 +49,6 @@ class Options:
     device: str = "auto"  # cpu, cuda:0, cuda:0,cuda:1
     precision: str = "auto"  # fp32, bf16, fp16; auto is the fastest the device computes well
     batch_size: int | None = None  # images; None is the engine's own choice
-    decoder: Literal["auto", "cpu"] = "auto"  # of JPEG and JPEG 2000; auto: on a GPU where it can
     workers: int | None = None  # decoding processes; None is the usable cores, 32 at most
     pattern: str = "*"  # file names to take from a folder
     root: Path | None = None  # where a manifest's paths begin, and what they may not leave
@@ -156,8 +154,6 @@ def screen(
             batch_size=options.batch_size,
             progress=lambda line: console.line(line, "engine"),
         )
-        if options.decoder == "auto":
-            engine.open_decoder()
         settings |= {"engine": engine.name, "precision": engine.precision}
         sink.freeze(settings, metadata(card.name, settings))
         started = time.perf_counter()
@@ -167,12 +163,9 @@ def screen(
             console.progress("screening", sink.items) as lanes.on_rows,
             Metrics(options.metrics_file, sink, lanes, pool) as metrics,
         ):
-            tasks: Iterable[Task] = unproblematic(sink, lanes, stop, engine)
-            while tasks:
-                for done, image in pool.run(tasks):
-                    lanes.add(anonymous(done, names), image)
-                lanes.flush()
-                tasks = [] if stop.is_set() else [*lanes.rejected()]
+            for done, image in pool.run(unproblematic(sink, lanes, stop, engine.takes_samples)):
+                lanes.add(anonymous(done, names), image)
+            lanes.flush()
             stack.close()  # the decoders' memory is free for merging
         seconds = time.perf_counter() - started
         if stop.is_set():
@@ -183,9 +176,7 @@ def screen(
         return report(sink, tally, lanes, engine, settings, seconds, stages)
 
 
-def unproblematic(
-    sink: Sink, lanes: Lanes, stop: threading.Event, engine: Engine
-) -> Iterator[Task]:
+def unproblematic(sink: Sink, lanes: Lanes, stop: threading.Event, raw: bool) -> Iterator[Task]:
     """Every item still to do; those with a known problem get their row here."""
     from comit.decode.worker import Done, Task
 
@@ -193,14 +184,13 @@ def unproblematic(
     for index, item in sink.todo():
         if stop.is_set():
             return
-        yield from lanes.rejected()
         if sink.done > shown:  # rows of an earlier run
             lanes.on_rows(sink.done - shown)
             shown = sink.done
         if item.problem is not None:
             lanes.add(Done(index, str(item.problem)), None)
         else:
-            yield Task(index, item.file, engine.takes_samples, engine.formats)
+            yield Task(index, item.file, raw)
 
 
 def operating_point(points: dict[str, OperatingPoint], options: Options) -> OperatingPoint | None:
@@ -307,7 +297,6 @@ def report(
             "batch_size": engine.batch_size,
             "lanes": engine.lanes,
             "takes_samples": engine.takes_samples,
-            "formats": sorted(engine.formats),
         },
         settings=settings,
         notes=list(engine.notes),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.gpu.compile import KERNELS, SOURCES, STANDARD
-from comit.gpu.device import Decoder, Device, Memory, Size, given
+from comit.gpu.device import Device, Memory, Size, given
 
 HARNESS = Path(__file__).parent / "kernels_host.cpp"
 
@@ -43,9 +43,6 @@ class CpuDevice(Device):
     def __init__(self, library: ctypes.CDLL, backwards: bool = False) -> None:
         self._library, self._backwards, self.launches = library, backwards, 0
 
-    def decoder(self) -> Decoder | None:
-        return None
-
     def empty(self, nbytes: int) -> CpuMemory:
         return CpuMemory(nbytes)
 
@@ -62,10 +59,6 @@ class CpuDevice(Device):
     def download(self, array: NDArray[Any], source: Memory, stream: Any) -> None:
         assert array.nbytes <= source.nbytes
         ctypes.memmove(array.ctypes.data, source.address, array.nbytes)
-
-    def copy(self, to: Memory, source: Memory, nbytes: int, stream: Any) -> None:
-        assert nbytes <= to.nbytes and nbytes <= source.nbytes
-        ctypes.memmove(to.address, source.address, nbytes)
 
     def clear(self, memory: Memory, nbytes: int, stream: Any) -> None:
         ctypes.memset(memory.address, 0, nbytes)

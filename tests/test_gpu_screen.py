@@ -6,8 +6,6 @@ The GPU's kernels run on the CPU, compiled by g++, and ONNX Runtime computes whe
 from __future__ import annotations
 
 import shutil
-import threading
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +18,15 @@ import pytest
 
 from comit import engine as engines
 from comit import lanes as lanes_module
-from comit.bench.faults import dicoms, zoo
+from comit.bench.faults import zoo
 from comit.card import OperatingPoint, card_path, read_card
 from comit.console import Console
-from comit.decode import open_image
-from comit.decode.compressed import FORMATS, LOSSLESS
 from comit.demo import demo
 from comit.engine import tensorrt as runtime
 from comit.engine.base import IMAGE
-from comit.errors import ItemError, Stopped
 from comit.export import to_tensorrt
 from comit.gpu.batch import Pictures
 from comit.gpu.device import Borrowed
-from comit.gpu.frames import draw
 from comit.gpu.screening import Screening
 from comit.results import RUN, decode_mask
 from comit.screen import Options, Report, screen
@@ -271,208 +265,9 @@ def test_the_torch_engine_takes_samples_where_the_kernels_run(
     agree(rows, drawn(cpu[1]))
 
 
-# ---- compressed frames that the GPU decodes -------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every format, larger and smaller than a slot of the ring, whole and broken, and others."""
-    made = tmp_path_factory.mktemp("compressed") / "in"
-    demo(made, 12)
-    syntaxes = {"JPEG": "50", "lossless JPEG": "70", "JPEG 2000": "90", "lossy JPEG 2000": "91",
-                "HTJ2K": "201", "lossy HTJ2K": "203"}  # fmt: skip
-    for name in FORMATS:
-        syntax = "1.2.840.10008.1.2.4." + syntaxes[name.partition(" ")[2]]
-        for i, (plain, samples) in enumerate(draw(name)):
-            bits, tags = 8 * samples.itemsize, {"PhotometricInterpretation": f"MONOCHROME{1 + i}"}
-            streams = {"whole": plain.data, "cut": plain.data[: len(plain.data) // 2]}
-            streams["closed"] = streams["cut"].rstrip(b"\xff") + b"\xff\xd9"
-            for what, stream in streams.items():
-                path = made / f"{name}-{i}-{what}.dcm"
-                path.write_bytes(dicoms.make(samples, syntax, stream, bits, **tags))
-    noise = np.random.default_rng(0).integers(0, 256, (1200, 1100)).astype(np.uint8)
-    pictures = {
-        "large": noise,
-        "flat": np.full((300, 300), 128, np.uint8),
-        "colour": np.dstack([noise[:200, :200], noise[200:400, :200], noise[:200, 200:400]]),
-    }
-    for what, picture in pictures.items():
-        cv2.imwrite(str(made / f"{what}.jpg"), picture)
-    cv2.imwrite(str(made / "steps.jpg"), noise[:200, :200], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
-    (made / "cut.jpg").write_bytes((made / "large.jpg").read_bytes()[:90_000] + b"\xff\xd9")
-    return made
-
-
-@pytest.fixture(scope="module")
-def by_cpu(
-    compressed: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Report, Rows]:
-    """What the CPU's path says of them."""
-    return on_cpu(compressed, tmp_path_factory.mktemp("by_cpu") / "r.parquet", tiny_model)
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The decoders that were opened, imagecodecs in place of a GPU's."""
-    from cpu_device import CpuDevice
-    from frame_decoders import ByImagecodecs
-
-    found: list[Any] = []
-
-    def decoder(device: Any) -> Any:
-        found.append(ByImagecodecs())
-        return found[-1]
-
-    monkeypatch.setattr(CpuDevice, "decoder", decoder)
-    return found
-
-
-DRAWINGS = sum(len(draw(name)) for name in FORMATS)
-# Eight copies of each to compare, and of JPEG eight that are cut.
-CHECKED = 8 * (DRAWINGS + sum(len(draw(n)) for n in FORMATS if n.endswith("JPEG")))
-
-
-def test_frames_that_the_gpu_decodes_give_the_rows_of_the_cpu(
-    compressed: Path, by_cpu: tuple[Report, Rows], opened: list[Any], tiny_model: Path,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    report, rows = on_gpu(compressed, tmp_path / "r.parquet", tiny_model)
-    expected, others = by_cpu
-    agree(rows, others)
-    assert (report.status, report.reasons, report.warnings, report.screened) == (
-        expected.status, expected.reasons, expected.warnings, expected.screened
-    )  # fmt: skip
-    assert report.engine["formats"] == sorted(FORMATS) and not report.notes
-    assert report.reasons["truncated"] > 5 and report.reasons["blank"] == 1
-    # A decoder for each lane; they had every plain frame, once.
-    assert len(opened) == 2
-    plain = plain_frames(compressed)
-    assert len(plain) > DRAWINGS and set(plain) == set(FORMATS)
-    assert sum(decoder.decoded for decoder in opened) == CHECKED + len(plain)
-
-
-def plain_frames(folder: Path) -> list[str]:
-    """The formats of the frames that a decoder on a GPU is given, a file each."""
-    found = []
-    for path in folder.iterdir():
-        with suppress(ItemError):
-            image = open_image(path.read_bytes())
-            frame = image.compressed() if image.skip is None else None
-            found += [frame.format] if frame else []
-    return found
-
-
-def test_frames_go_through_nvimagecodec(
-    compressed: Path, by_cpu: tuple[Report, Rows], tiny_model: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    pytest.importorskip("nvidia.nvimgcodec")
-    from cpu_device import CpuDevice
-    from frame_decoders import OnHost
-
-    opened: list[Any] = []
-
-    def decoder(device: Any) -> Any:
-        opened.append(OnHost(device))
-        return opened[-1]
-
-    monkeypatch.setattr(CpuDevice, "decoder", decoder)
-    report, rows = on_gpu(compressed, tmp_path / "r.parquet", tiny_model)
-    agree(rows, by_cpu[1])
-    missing = "16-bit lossless JPEG"
-    assert report.engine["formats"] == sorted(set(FORMATS) - {missing})
-    assert report.notes == [
-        f"nvImageCodec is not used for {missing} (no result); the CPU decodes those"
-    ]
-    plain = [name for name in plain_frames(compressed) if name != missing]
-    checked = CHECKED - 8 * 2 * len(draw(missing))
-    assert sum(decoder.decoded for decoder in opened) == checked + len(plain)
-
-
-@pytest.mark.parametrize("options", [{"masks": "none"}, {"batch_size": 1}, {"workers": 1}])
-def test_frames_that_the_gpu_rejects_are_decoded_by_a_process(
-    options: dict[str, Any], compressed: Path, by_cpu: tuple[Report, Rows], opened: list[Any],
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    from frame_decoders import ByImagecodecs
-
-    refused: list[int] = []
-    really = ByImagecodecs.decode
-
-    def decode(self: Any, frames: Any, stream: Any) -> Any:
-        found = really(self, frames, stream)
-        if self.decoded <= CHECKED and self is opened[0] and not refused:
-            return found  # the comparison at the start
-        refused.extend(len(frame.data) for frame in frames[::2])
-        return [None if i % 2 == 0 else memory for i, memory in enumerate(found)]
-
-    monkeypatch.setattr(ByImagecodecs, "decode", decode)
-    report, rows = on_gpu(compressed, tmp_path / "r.parquet", tiny_model, **options)
-    bare = dict.fromkeys((*RLES, *FRACTIONS)) if "masks" in options else {}
-    agree(rows, {path: row | bare for path, row in by_cpu[1].items()})
-    assert report.screened == by_cpu[0].screened and len(refused) > 10
-
-
-def test_what_is_rejected_while_a_run_stops_is_done_when_it_resumes(
-    compressed: Path, by_cpu: tuple[Report, Rows], opened: list[Any], tiny_model: Path,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    stop = threading.Event()
-    really = runtime.TensorRtEngine.screen
-
-    def stopping(self: Any, given: Pictures) -> Any:
-        answer = really(self, given)
-        stop.set()
-        frames = [picture.form == "frame" for picture in given.images]
-        outcomes = [o._replace(rejected=f) for o, f in zip(answer.outcomes, frames, strict=True)]
-        return answer._replace(outcomes=outcomes)
-
-    out = tmp_path / "r.parquet"
-    given = {"model": tiny_model, "precision": "fp32", "batch_size": 4, "workers": 2}
-    options = Options(engine="tensorrt", device="cuda:0", **given)
-    with monkeypatch.context() as patch:
-        patch.setattr(runtime.TensorRtEngine, "screen", stopping)
-        with pytest.raises(Stopped):
-            screen(compressed, out, options, console=QUIET, stop=stop)
-    assert not out.exists()
-    _, rows = on_gpu(compressed, out, tiny_model)
-    agree(rows, by_cpu[1])
-
-
-def test_the_cpu_decodes_where_it_is_told_to(
-    compressed: Path, by_cpu: tuple[Report, Rows], opened: list[Any], tiny_model: Path,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    report, rows = on_gpu(compressed, tmp_path / "r.parquet", tiny_model, decoder="cpu")
-    agree(rows, by_cpu[1])
-    assert not opened and report.engine["formats"] == []
-
-
-def test_several_gpus_take_the_formats_that_all_are_trusted_with(
-    compressed: Path, by_cpu: tuple[Report, Rows], opened: list[Any], tiny_model: Path,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    from cpu_device import CpuDevice
-    from frame_decoders import ByImagecodecs
-
-    def decoder(device: Any) -> Any:
-        opened.append(
-            ByImagecodecs(lambda data, found: found if device.name == "cuda:0" else found ^ 1)
-        )
-        return opened[-1]
-
-    monkeypatch.setattr(CpuDevice, "decoder", decoder)
-    given = {"device": "cuda:0,cuda:1", "engine": "tensorrt"}
-    report, rows = run(compressed, tmp_path / "r.parquet", tiny_model, **given)
-    agree(rows, by_cpu[1])
-    assert not set(report.engine["formats"]) & LOSSLESS and len(opened) == 4
-    (note,) = report.notes
-    assert note.startswith("cuda:1: imagecodecs is not used for ")
-
-
 @pytest.mark.real
 def test_rows_of_real_files_are_those_of_the_cpu(
-    shared: Path, tiny_model: Path, tmp_path: Path, opened: list[Any]
+    shared: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -484,6 +279,3 @@ def test_rows_of_real_files_are_those_of_the_cpu(
     _, gpu = on_gpu(folder, tmp_path / "gpu.parquet", tiny_model)
     agree(gpu, cpu)
     assert sum(row["status"] == "ok" for row in gpu.values()) > 25
-    assert (
-        sum(decoder.decoded for decoder in opened) >= CHECKED + len(plain_frames(folder)) > CHECKED
-    )

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from mmap import mmap
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,6 @@ from numpy.typing import NDArray
 from comit.errors import ItemError
 from comit.preprocess import Presentation
 from comit.reasons import Caution, Fail, Skip
-
-if TYPE_CHECKING:
-    from comit.decode.compressed import Compressed
 
 Samples = NDArray[np.generic]
 Memory = mmap | memoryview
@@ -66,13 +63,6 @@ class Image(ABC):
     def nbytes(self) -> int:
         """Bytes of memory that :meth:`samples` takes beside the file's own."""
         return 0 if self.in_place else self.height * self.width * self.dtype.itemsize
-
-    def compressed(self) -> Compressed | None:
-        """The only frame as it is stored, where another decoder may have it; raises ItemError.
-
-        Its samples are the stored values, of ``dtype`` and without a warning more.
-        """
-        return None
 
     @abstractmethod
     def read_into(self, out: Samples) -> None:

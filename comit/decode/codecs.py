@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.decode import jpeg
-from comit.decode.compressed import Compressed, plain_jpeg, plain_jpeg2000
 from comit.decode.header import UNDEFINED, quiet
 from comit.errors import ItemError
 from comit.reasons import Caution, Fail
@@ -171,23 +170,6 @@ def sniff(data: bytes) -> Stream | None:
     return Stream(
         Codec.JPEG_2000, y - y0, x - x0, components, (depth & 0x7F) + 1, bool(depth & 0x80)
     )
-
-
-def plain_frame(data: bytes, codec: Codec, fmt: Format) -> Compressed | None:
-    """A grey frame's stream for another decoder, whose values need no more doing; else None.
-
-    Raises ItemError: what :func:`sniff` finds.
-    """
-    stream = sniff(data)
-    if stream is None or stream.codec is not codec or fmt.signed or fmt.allocated not in (8, 16):
-        return None
-    if (stream.rows, stream.columns, stream.samples) != (fmt.rows, fmt.columns, fmt.samples):
-        return None
-    if (stream.bits <= 8) != (fmt.allocated == 8):
-        return None
-    if stream.frame is not None:
-        return plain_jpeg(data, stream.frame)
-    return plain_jpeg2000(data)
 
 
 def decode_frame(

@@ -20,9 +20,7 @@ from comit.decode.codecs import (
     decode_frame,
     frame_bytes,
     native_frame,
-    plain_frame,
 )
-from comit.decode.compressed import Compressed
 from comit.decode.header import DOUBLE, FLOAT, UNDEFINED, Header, is_dicom, quiet, read_header
 from comit.decode.radiograph import judge
 from comit.errors import ItemError
@@ -77,17 +75,6 @@ class DicomImage(Image):
         if h.pixels_length == UNDEFINED:
             return True
         return self.codec is not NATIVE and h.body.startswith(ITEM, h.pixels_start)
-
-    def compressed(self) -> Compressed | None:
-        """As :meth:`Image.compressed`."""
-        if self.codec not in (Codec.JPEG, Codec.JPEG_2000):
-            return None
-        if not self._is_encapsulated or not self._is_grey:
-            return None
-        h = self.header
-        check(h, self.format, self.codec)
-        stream = frame_bytes(h.body, h.pixels_start, h.pixels_length, self.format, 0)
-        return plain_frame(stream, self.codec, self.format)
 
     def frame(self, index: int = 0) -> Samples:
         """Stored values of one frame: (H, W), indices for a palette; or (H, W, 3) RGB."""

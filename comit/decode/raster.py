@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.decode import Image, Limits, Samples, ViewPolicy, check_size, jpeg, png
-from comit.decode.compressed import Compressed, plain_jpeg
 from comit.errors import ItemError
 from comit.reasons import Caution, Fail, Skip
 
@@ -44,10 +43,6 @@ class RasterImage(Image):
         if pixels.ndim == 3:
             pixels = self._grey(pixels)
         out[...] = pixels
-
-    def compressed(self) -> Compressed | None:
-        """As :meth:`Image.compressed`."""
-        return plain_jpeg(self.data, self.header) if isinstance(self.header, jpeg.Frame) else None
 
     def _grey(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """(H, W, 3 or 4) BGR or BGRA to (H, W) of the same type."""

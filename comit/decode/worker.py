@@ -7,8 +7,7 @@ files are opened for reading, memory is granted by the parent, so it may be kill
       Task(item, file)     ->         reads and opens the file
                            <-       Need(bytes)     only for what its slot cannot hold
       offset in the ring   ->         decodes and preprocesses into the ring; for an engine that
-                           <-       Done(item, ...)     preprocesses itself (raw) decodes alone,
-                                      or leaves compressed what that decodes itself (formats)
+                           <-       Done(item, ...)     preprocesses itself (raw) decodes alone
 
 It has two slots of the ring to itself, used in turn: what is decoded ahead lies in one while the
 parent takes the pixels out of the other.
@@ -33,7 +32,7 @@ from imagecodecs import deflate_crc32
 
 from comit.decode import Image, Limits, ViewPolicy, open_image
 from comit.errors import ItemError
-from comit.gpu.batch import Form, Frame, Rows, Source, takes
+from comit.gpu.batch import Form, Rows, Source, takes
 from comit.preprocess import SIZE, Presentation, preprocess
 from comit.reasons import Caution, Fail, Skip
 from comit.source import microseconds
@@ -48,7 +47,6 @@ class Task(NamedTuple):
     item: int  # its index in the work list
     file: bytes
     raw: bool = False  # not preprocessed, where the GPU's kernels take it
-    formats: frozenset[str] = frozenset()  # not decoded either, where it is in one of these
 
 
 class Need(NamedTuple):
@@ -62,17 +60,12 @@ class Stored(NamedTuple):
 
     shape: tuple[int, int]
     dtype: str
-    form: Form  # rows are a PNG's scanlines, inflated and no more; frames are compressed
+    form: Form  # rows are a PNG's scanlines, inflated and no more
     presentation: Presentation
-    nbytes: int = 0  # of a frame
-    fill: int | None = None  # of a frame, see comit.decode.compressed.Compressed
 
     def at(self, memory: mmap.mmap, offset: int) -> Source:
         """A view of them."""
         dtype = np.dtype(self.dtype)
-        if self.form == "frame":
-            data = np.ndarray((self.nbytes,), np.uint8, memory, offset)
-            return Frame(data, self.shape, dtype, self.fill)
         if self.form == "rows":
             height, width = self.shape
             lines = np.ndarray((height, 1 + width * dtype.itemsize), np.uint8, memory, offset)
@@ -98,7 +91,6 @@ class Done(NamedTuple):
     file_crc32: int | None = None
     seconds: float = 0.0  # of this process: reading, decoding, preprocessing
     stored: Stored | None = None  # None is the pixels of the grid, (224, 224) float32
-    file: bytes = b""  # of a compressed frame, to be opened anew if the GPU rejects that
 
 
 def main() -> None:
@@ -170,7 +162,7 @@ def _process(task: Task, limits: Limits, policy: ViewPolicy, parent: Parent) -> 
         else:
             shape = (image.height, image.width)
             if task.raw and takes(shape, image.dtype, image.presentation):
-                stored = _store(image, contents.data, task.formats, parent)
+                stored = _store(image, contents.data, parent)
             else:
                 voi, found = _store_pixels(image, parent)
     except ItemError as error:
@@ -197,7 +189,6 @@ def _process(task: Task, limits: Limits, policy: ViewPolicy, parent: Parent) -> 
         series_instance_uid=image.series_instance_uid,
         study_instance_uid=image.study_instance_uid,
         stored=stored,
-        file=task.file if stored and stored.form == "frame" else b"",
     )
 
 
@@ -210,16 +201,11 @@ def _store_pixels(image: Image, parent: Parent) -> tuple[str, tuple[Caution, ...
     return voi, found
 
 
-def _store(image: Image, data: bytes, formats: frozenset[str], parent: Parent) -> Stored:
-    """Puts samples into the ring as they are; of a PNG its scanlines, of ``formats`` the frame."""
+def _store(image: Image, data: bytes, parent: Parent) -> Stored:
+    """Puts samples into the ring as they are; of a PNG its scanlines."""
     from comit.gpu.png import read_rows
 
     shape, dtype, shown = (image.height, image.width), image.dtype.str, image.presentation
-    frame = image.compressed() if formats else None
-    if frame is not None and frame.format in formats:
-        offset = parent.place(len(frame.data))
-        parent.memory[offset : offset + len(frame.data)] = frame.data
-        return Stored(shape, dtype, "frame", shown, len(frame.data), frame.fill)
     rows = read_rows(data)
     if rows is not None:
         offset = parent.place(rows.data.nbytes)

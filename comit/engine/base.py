@@ -48,7 +48,6 @@ class Engine(ABC):
     lanes: int = 1  # threads that gain from calling infer at once
     two_stage: bool = False  # whether scores() costs much less than infer()
     takes_samples: bool = False  # whether it has pictures() and screen()
-    formats: frozenset[str] = frozenset()  # of compressed frames that screen() takes beside them
     notes: Sequence[str] = ()  # why ``auto`` did not choose a faster engine, a line each
 
     @abstractmethod
@@ -69,13 +68,6 @@ class Engine(ABC):
         Called as :meth:`infer` is; ``pictures`` stay as they are until it returns.
         """
         raise NotImplementedError
-
-    def open_decoder(self) -> None:  # noqa: B027
-        """Sets :attr:`formats` to those that the device decodes as the CPU does; once, at first.
-
-        They are of :data:`comit.decode.compressed.FORMATS`; ``notes`` say of the others why not.
-        The default has no such decoder.
-        """
 
     def predict(self, images: NDArray[np.float32]) -> Inference:
         """The same for any N, a batch after the other."""

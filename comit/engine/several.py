@@ -51,15 +51,6 @@ class Several(Engine):
         """See :meth:`Engine.pictures`; page-locked for one, such memory is so for all."""
         return self._engines[0].pictures()
 
-    def open_decoder(self) -> None:
-        """Opens that of each; :attr:`formats` are those of all."""
-        for engine in self._engines:
-            before = len(engine.notes)
-            engine.open_decoder()
-            news = [f"{engine.device}: {note}" for note in engine.notes[before:]]
-            self.notes = (*self.notes, *news)
-        self.formats = frozenset.intersection(*(e.formats for e in self._engines))
-
     def screen(self, pictures: Pictures) -> Screened:
         """See :meth:`Engine.screen`."""
         with self._one() as engine:

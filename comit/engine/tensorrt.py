@@ -23,7 +23,7 @@ from comit.export import to_tensorrt
 from comit.export.to_tensorrt import SMALL, Options
 from comit.gpu.batch import Pictures
 from comit.gpu.device import Device, open_device
-from comit.gpu.screening import Screening, in_halves, open_decoders
+from comit.gpu.screening import Screening, in_halves
 
 BATCH = 64
 RUNS = 20  # to time an engine by, a few milliseconds
@@ -124,11 +124,6 @@ class TensorRtEngine(Engine):
     def pictures(self) -> Pictures:
         """See :meth:`Engine.pictures`."""
         return self._gpu.pictures()
-
-    def open_decoder(self) -> None:
-        """See :meth:`Engine.open_decoder`."""
-        self.formats, notes = open_decoders(self._gpu, self._lanes, self.lanes)
-        self.notes = (*self.notes, *notes)
 
     def screen(self, pictures: Pictures) -> Screened:
         """See :meth:`Engine.screen`."""

@@ -27,7 +27,7 @@ from comit.export.graph import Graph
 from comit.export.to_onnx import load_network
 from comit.gpu.batch import Pictures
 from comit.gpu.device import Borrowed, Device, open_device
-from comit.gpu.screening import Screening, in_halves, open_decoders
+from comit.gpu.screening import Screening, in_halves
 from comit.model.network import fold_batch_norm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -133,12 +133,6 @@ class TorchEngine(Engine):
         if self._gpu is None:
             return super().pictures()
         return self._gpu.pictures()
-
-    def open_decoder(self) -> None:
-        """See :meth:`Engine.open_decoder`."""
-        if self._gpu is not None:
-            self.formats, notes = open_decoders(self._gpu, self._captured, self.lanes)
-            self.notes = (*self.notes, *notes)
 
     def screen(self, pictures: Pictures) -> Screened:
         """See :meth:`Engine.screen`."""

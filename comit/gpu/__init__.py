@@ -5,8 +5,6 @@
     batch        images of different sizes in one block of bytes
     device       what runs kernels: pycuda, else CuPy
     png          a PNG's scanlines, inflated alone
-    decoder      nvImageCodec: JPEG and JPEG 2000 on the GPU
-    frames       compressed frames to stored values, by a decoder compared with the CPU's
     preprocess   stored values to pixels, comit.preprocess's steps
     runs         masks to COCO run lengths
     screening    both around an engine, on one stream

@@ -69,30 +69,18 @@ class Rows(NamedTuple):
         return len(self.data), (self.data.shape[1] - 1) // self.dtype.itemsize
 
 
-class Frame(NamedTuple):
-    """A compressed frame: what a decoder on the GPU takes (:mod:`comit.gpu.frames`)."""
-
-    data: NDArray[np.uint8]  # (bytes,)
-    shape: tuple[int, int]  # rows and columns of the picture
-    dtype: np.dtype[Any]  # uint8 or uint16 of its samples
-    fill: int | None  # as in comit.decode.compressed.Compressed
-
-
-Form = Literal["samples", "rows", "frame"]
-# Stored values, a PNG's rows, a compressed frame, or (224, 224) float32 pixels.
-Source = NDArray[Any] | Rows | Frame
+Form = Literal["samples", "rows"]
+Source = NDArray[Any] | Rows  # stored values, a PNG's rows, or (224, 224) float32 pixels
 
 
 class Picture(NamedTuple):
     """One image of a batch."""
 
     offset: int
-    length: int  # bytes from there on
     shape: tuple[int, int]
     dtype: np.dtype[Any]  # of the samples
     form: Form
     presentation: Presentation
-    fill: int | None = None  # of a frame
 
     @property
     def nbytes(self) -> int:
@@ -115,7 +103,7 @@ class Pictures:
         """Forgets the images and keeps the memory."""
         self.images: list[Picture] = []
         self._end = 0
-        self.nbytes = 0  # as they are sent, but of a frame what it becomes on the GPU
+        self.nbytes = 0  # as they are sent
 
     def __len__(self) -> int:
         return len(self.images)
@@ -142,20 +130,10 @@ class Pictures:
             self._memory = larger
         np.ndarray(data.shape, data.dtype, self._memory, start)[...] = data
         form: Form = "rows" if isinstance(source, Rows) else "samples"
-        fill = None
-        if isinstance(source, Frame):
-            form, fill = "frame", source.fill
         rows, columns = source.shape
-        self.images.append(
-            Picture(start, data.nbytes, (rows, columns), source.dtype, form, shown, fill)
-        )
+        self.images.append(Picture(start, (rows, columns), source.dtype, form, shown))
         self._end = end
-        self.nbytes += self.images[-1].nbytes if form == "frame" else data.nbytes
-
-    def frame(self, picture: Picture) -> Frame:
-        """A compressed frame in the batch's memory."""
-        data = self._memory[picture.offset : picture.offset + picture.length]
-        return Frame(data, picture.shape, picture.dtype, picture.fill)
+        self.nbytes += data.nbytes
 
     def halves(self) -> tuple[Pictures, Pictures]:
         """The same images as two batches, in the same memory."""
@@ -178,7 +156,6 @@ class Layout:
     pictures: NDArray[Any]  # (N,) PICTURE
     scanlines: NDArray[Any]  # (M,) SCANLINES, M <= N
     entries: NDArray[np.float32]  # of all lookup tables
-    frames: list[tuple[int, int]]  # index of each compressed frame, offset of its samples
     size: int  # bytes with the room for samples that are made on the GPU
     tiles: int  # most tiles of a row of cells, of any image
 
@@ -198,23 +175,19 @@ def takes(shape: tuple[int, ...], dtype: np.dtype[Any], presentation: Presentati
 def lay_out(pictures: Pictures) -> Layout:
     """Offset tables of a batch."""
     table = np.zeros(len(pictures), PICTURE)
-    scanlines, frames, tables, end = [], [], _Tables(), len(pictures.data)
-    for i, (entry, picture) in enumerate(zip(table, pictures.images, strict=True)):
+    scanlines, tables, end = [], _Tables(), len(pictures.data)
+    for entry, picture in zip(table, pictures.images, strict=True):
         entry["offset"] = picture.offset
         entry["height"], entry["width"] = rows, columns = picture.shape
         _describe(entry, picture, tables)
         if picture.form == "rows":
             scanlines.append((picture.offset, end, rows, columns, picture.dtype.itemsize))
-        elif picture.form == "frame":
-            frames.append((i, end))
-        if picture.form != "samples":
             entry["offset"] = end
             end = _aligned(end + picture.nbytes)
     return Layout(
         pictures=table,
         scanlines=np.array(scanlines, SCANLINES),
         entries=np.array(tables.entries or [0], np.float32),
-        frames=frames,
         size=end,
         tiles=max((_tiles(int(w)) for w in table["width"]), default=1),
     )

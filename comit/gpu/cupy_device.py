@@ -81,12 +81,6 @@ class CupyDevice(Device):
         kind = runtime.memcpyDeviceToHost
         runtime.memcpyAsync(array.ctypes.data, source.address, array.nbytes, kind, stream.ptr)
 
-    def copy(self, to: Memory, source: Memory, nbytes: int, stream: Any) -> None:
-        """See :meth:`Device.copy`."""
-        runtime = self._cupy.cuda.runtime
-        kind = runtime.memcpyDeviceToDevice
-        runtime.memcpyAsync(to.address, source.address, nbytes, kind, stream.ptr)
-
     def clear(self, memory: Memory, nbytes: int, stream: Any) -> None:
         """See :meth:`Device.clear`."""
         self._cupy.cuda.runtime.memsetAsync(memory.address, 0, nbytes, stream.ptr)

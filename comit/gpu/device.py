@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.errors import MissingExtra, UsageError
-from comit.gpu.batch import Frame, Pictures, Source
+from comit.gpu.batch import Pictures, Source
 from comit.preprocess import Presentation
 
 Size = tuple[int, int, int]
@@ -22,20 +22,6 @@ class Memory(ABC):
 
     address: int
     nbytes: int
-
-
-class Decoder(ABC):
-    """Decodes compressed frames into memory of one GPU; one for each thread that uses it."""
-
-    by: str  # the package that does it
-
-    @abstractmethod
-    def decode(self, frames: Sequence[Frame], stream: Any) -> list[Memory | None]:
-        """Samples of each frame, (rows, columns) of its type without gaps; None for a rejected one.
-
-        They are there in the order of ``stream``. Frames must live until it is done, and so must
-        the memory that is returned. A frame that cannot be decoded raises nothing.
-        """
 
 
 class Device(ABC):
@@ -70,10 +56,6 @@ class Device(ABC):
         """Fills a contiguous array from the start of ``source``."""
 
     @abstractmethod
-    def copy(self, to: Memory, source: Memory, nbytes: int, stream: Any) -> None:
-        """Copies the first bytes of memory of this GPU to the start of other such memory."""
-
-    @abstractmethod
     def clear(self, memory: Memory, nbytes: int, stream: Any) -> None:
         """Sets the first bytes to 0."""
 
@@ -100,12 +82,6 @@ class Device(ABC):
         from comit.gpu.graph import captured
 
         return captured(work, self.handle(stream))
-
-    def decoder(self) -> Decoder | None:
-        """What decodes compressed frames there, for one thread; None where nothing is installed."""
-        from comit.gpu.decoder import open_decoder
-
-        return open_decoder(self)
 
     def pictures(self, images: Iterable[tuple[Source, Presentation]] = ()) -> Pictures:
         """A batch in page-locked memory, for any thread to add to."""
@@ -239,10 +215,6 @@ class PycudaDevice(Device):
     def download(self, array: NDArray[Any], source: Memory, stream: Any) -> None:
         """See :meth:`Device.download`."""
         self._cuda.memcpy_dtoh_async(array, source.address, stream)
-
-    def copy(self, to: Memory, source: Memory, nbytes: int, stream: Any) -> None:
-        """See :meth:`Device.copy`."""
-        self._cuda.memcpy_dtod_async(to.address, source.address, nbytes, stream)
 
     def clear(self, memory: Memory, nbytes: int, stream: Any) -> None:
         """See :meth:`Device.clear`."""

@@ -8,7 +8,6 @@ import numpy as np
 
 from comit.gpu.batch import Pictures, lay_out
 from comit.gpu.device import Device, Memory, Room
-from comit.gpu.frames import Frames
 from comit.preprocess import SIZE, Lut, Presentation
 from comit.reasons import Caution, Fail
 
@@ -22,7 +21,6 @@ class Outcome(NamedTuple):
     reason: Fail | None  # why there are no pixels: blank or nonfinite; they are 0 then
     voi: str  # window, lut or none
     warnings: tuple[Caution, ...]
-    rejected: bool = False  # a frame that the GPU does not decode; all else means nothing
 
 
 class Preprocessor:
@@ -35,7 +33,6 @@ class Preprocessor:
     def __init__(self, device: Device, half: bool = True) -> None:
         """``half``: pixels as float16, else float32."""
         self.device, self.half = device, half
-        self.frames: Frames | None = None  # what takes compressed ones
         self._room = Room(device)
         self._shown: list[Presentation] = []
 
@@ -46,8 +43,6 @@ class Preprocessor:
         """
         self._shown = [picture.presentation for picture in given.images]
         layout, room, n = lay_out(given), self._room, len(given)
-        if layout.frames and self.frames is None:
-            raise ValueError("compressed frames, and no decoder was opened")
         samples = room.on_gpu("samples", layout.size)
         self.device.upload(samples, given.data, stream)
         pictures = room.send("pictures", layout.pictures, stream)
@@ -56,8 +51,6 @@ class Preprocessor:
         out = into or room.on_gpu("pixels", n * CELLS * (2 if self.half else 4))
         status = room.on_gpu("status", n * 4)
         launch = self.device.launch
-        if self.frames is not None:
-            self.frames.start(given, layout, samples, stream)
         if len(layout.scanlines):
             scanlines = room.send("scanlines", layout.scanlines, stream)
             arguments: list[Any] = [samples, samples, scanlines]
@@ -74,11 +67,7 @@ class Preprocessor:
         """Of the last batch, once its pixels are done."""
         self.device.wait(stream)
         status = self._room.on_host("status", len(self._shown) * 4).view(np.uint32)
-        rejected = self.frames.rejected() if self.frames else set()
-        return [
-            outcome(int(s), p)._replace(rejected=i in rejected)
-            for i, (s, p) in enumerate(zip(status, self._shown, strict=True))
-        ]
+        return [outcome(int(s), p) for s, p in zip(status, self._shown, strict=True)]
 
 
 def outcome(status: int, presentation: Presentation) -> Outcome:
