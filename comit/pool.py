@@ -21,9 +21,10 @@ from selectors import EVENT_READ, DefaultSelector
 
 import numpy as np
 
+from comit.clock import Clock
 from comit.decode import Limits, ViewPolicy
 from comit.decode.worker import AHEAD, SLOT, Done, Need, Task
-from comit.errors import ComitError, Stopped
+from comit.errors import Stopped
 from comit.gpu.batch import Source
 from comit.preprocess import SIZE
 from comit.reasons import Fail
@@ -31,6 +32,8 @@ from comit.ring import Block, Ring
 
 WORKER = "from comit.decode.worker import main; main()"
 START_TIMEOUT = 60.0  # seconds for a process to start and import its codecs
+START_TRIES = 5  # of processes that end before they are ready, one after the other in one place,
+START_PAUSE = 0.1  # and seconds before the second try, doubled for each more: memory may come back
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # glibc: keep the memory of pictures instead of faulting it in for each anew.
@@ -43,8 +46,11 @@ TICK = 0.25  # seconds between looks at the clock while nothing arrives
 class _Worker:
     """One process, what it was given and what it holds."""
 
-    def __init__(self, ring: Ring, slots: int, limits: Limits, policy: ViewPolicy) -> None:
+    def __init__(
+        self, ring: Ring, slots: int, limits: Limits, policy: ViewPolicy, now: float, tries: int
+    ) -> None:
         self.pipe, theirs = Pipe()
+        self.tries = tries  # to start a process here since one was ready, with this one
         self.slots = slots  # offset of its own part of the ring
         with theirs:
             numbers = (theirs.fileno(), ring.fd, ring.size, slots)
@@ -66,7 +72,7 @@ class _Worker:
         self.block: Block | None = None  # for an item that its slot cannot hold
         self.wants: int | None = None  # bytes asked for and not granted yet
         self.ready = False
-        self.since = time.monotonic()  # when it started, or started its first item
+        self.since = now  # when it started, or started its first item
 
     def kill(self) -> None:
         self.process.kill()
@@ -92,12 +98,13 @@ class Pool:
         self._limits, self._timeout, self._policy = limits, timeout, policy
         own = AHEAD * SLOT
         self._ring = Ring(ring_bytes, reserved=workers * own)
+        self._clock = Clock()
         self._waiting: deque[_Worker] = deque()  # for memory, first come first served
         self._selector = DefaultSelector()
         self._workers: list[_Worker] = []
         try:
             for i in range(workers):
-                self._workers.append(self._start(i * own))
+                self._workers.append(self._start(i * own, tries=1))
         except BaseException:
             self.close()
             raise
@@ -115,6 +122,7 @@ class Pool:
             worker.kill()
         self._selector.close()
         self._ring.close()
+        self._clock.close()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Done, Source | None]]:
         """Decodes files and yields them as they finish, in no fixed order.
@@ -127,14 +135,16 @@ class Pool:
         again: deque[Task] = deque()
         while self._feed(source, again):
             arrived = [key.data for key, _ in self._selector.select(TICK)]
-            now = time.monotonic()
+            now = self._clock.seconds()
             late = [w for w in self._workers if w not in arrived and self._is_late(w, now)]
             for worker in late:
                 yield from self._replace(worker, again, Fail.TIMEOUT)
             for worker in arrived:
                 try:
                     message = worker.pipe.recv()
-                except (EOFError, OSError):
+                except (
+                    Exception
+                ):  # it has died, or sends what cannot be read: its memory is damaged
                     yield from self._replace(worker, again, Fail.CRASH)
                     continue
                 if isinstance(message, Done):
@@ -143,12 +153,13 @@ class Pool:
                     worker.wants = message.nbytes
                     self._waiting.append(worker)
                 else:
-                    worker.ready, worker.since = True, time.monotonic()
+                    worker.ready, worker.since = True, self._clock.seconds()
                 self._grant()
 
-    def _start(self, slots: int) -> _Worker:
+    def _start(self, slots: int, tries: int) -> _Worker:
+        now = self._clock.seconds()
         try:
-            worker = _Worker(self._ring, slots, self._limits, self._policy)
+            worker = _Worker(self._ring, slots, self._limits, self._policy, now, tries)
         except OSError as error:  # no process, no memory or no file number left
             raise Stopped(
                 f"a decoding process cannot be started: {error.strerror}. Fewer --workers may do; "
@@ -167,7 +178,7 @@ class Pool:
                 if task is None:
                     break
                 if not worker.queue:
-                    worker.since = time.monotonic()
+                    worker.since = self._clock.seconds()
                 worker.queue.append(task)
                 with suppress(OSError):  # it has died: its pipe says so when it is read
                     worker.pipe.send(task)
@@ -180,7 +191,7 @@ class Pool:
 
     def _finish(self, worker: _Worker, done: Done) -> Iterator[tuple[Done, Source | None]]:
         worker.queue.popleft()
-        worker.since = time.monotonic()
+        worker.since = self._clock.seconds()
         self.seconds += done.seconds
         view: Source | None = None
         if done.reason is None:
@@ -204,7 +215,7 @@ class Pool:
                 if worker.block is None:
                     return
             self._waiting.popleft()
-            worker.wants, worker.since = None, time.monotonic()
+            worker.wants, worker.since = None, self._clock.seconds()
             with suppress(OSError):  # as in _feed
                 worker.pipe.send(worker.block and worker.block.offset)
 
@@ -216,26 +227,40 @@ class Pool:
     def _replace(
         self, worker: _Worker, again: deque[Task], reason: Fail
     ) -> Iterator[tuple[Done, None]]:
-        """Puts a new process in the place of a dead or late one; its first item is lost."""
+        """Puts a new process in the place of a dead or late one; its first item is lost.
+
+        One that was not ready had begun none. Raises Stopped where processes do not get ready.
+        """
         self._selector.unregister(worker.pipe)
         worker.kill()
-        if not worker.ready:
-            if reason is Fail.TIMEOUT:
-                raise Stopped(
-                    f"a decoding process did not start within {START_TIMEOUT:g} s: the machine is "
-                    "too busy, or the disk that comit is installed on too slow; the same command "
-                    "resumes"
-                )
-            raise ComitError(
-                "a decoding process did not start; is comit installed completely? "
-                f"try: {sys.executable} -c 'import comit.decode.worker, cv2'"
-            )
+        if not worker.ready and worker.tries >= START_TRIES:
+            raise Stopped(_not_started(worker, reason))
         self._release(worker)
         if worker in self._waiting:
             self._waiting.remove(worker)
-        self._workers[self._workers.index(worker)] = self._start(worker.slots)
-        if worker.queue:
-            lost = worker.queue.popleft()
-            again.extend(worker.queue)
+        if not worker.ready:
+            time.sleep(START_PAUSE * 2 ** (worker.tries - 1))
+        tries = 1 if worker.ready else worker.tries + 1
+        self._workers[self._workers.index(worker)] = self._start(worker.slots, tries)
+        lost = worker.queue.popleft() if worker.ready and worker.queue else None
+        again.extend(worker.queue)
+        if lost is not None:
             yield Done(lost.item, str(reason)), None
         self._grant()
+
+
+def _not_started(worker: _Worker, reason: Fail) -> str:
+    """What to say of a place in which no process gets ready."""
+    if reason is Fail.TIMEOUT:
+        return (
+            f"a decoding process did not start within {START_TIMEOUT:g} s, {START_TRIES} times: "
+            "the machine is too busy, or the disk that comit is installed on too slow; the same "
+            "command resumes"
+        )
+    code = worker.process.returncode
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return (
+        f"a decoding process {how} while it started, {START_TRIES} times. Is there memory for "
+        "more processes (fewer --workers may do), and is comit installed completely? Try: "
+        f"{sys.executable} -c 'import comit.decode.worker, cv2'; the same command resumes"
+    )

@@ -4,6 +4,8 @@ import errno
 import os
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -12,8 +14,8 @@ import pytest
 
 from comit.decode import Limits, open_image
 from comit.decode.worker import Task
-from comit.errors import ComitError, Stopped
-from comit.pool import Pool
+from comit.errors import Stopped
+from comit.pool import WORKER, Pool
 from comit.preprocess import preprocess
 
 
@@ -115,13 +117,103 @@ def test_a_process_that_cannot_be_started_stops_the_run_and_leaves_none(monkeypa
 
 
 def test_a_process_that_never_gets_ready_stops_the_run_and_says_why(pictures, monkeypatch):
+    monkeypatch.setattr("comit.pool.START_PAUSE", 0.01)
     monkeypatch.setattr("comit.pool.WORKER", "raise SystemExit(1)")
-    with pool() as decoders, pytest.raises(ComitError, match="installed completely"):
+    with pool() as decoders, pytest.raises(Stopped, match=r"exit code 1 .*5 times.*completely"):
+        list(decoders.run(tasks(pictures)))
+    monkeypatch.setattr("comit.pool.WORKER", "import os; os.kill(os.getpid(), 9)")
+    with pool() as decoders, pytest.raises(Stopped, match=r"signal 9 .*the same command resumes"):
         list(decoders.run(tasks(pictures)))
     monkeypatch.setattr("comit.pool.WORKER", "import time; time.sleep(60)")
-    monkeypatch.setattr("comit.pool.START_TIMEOUT", 0.5)
-    with pool() as decoders, pytest.raises(Stopped, match=r"within 0.5 s.*the same command res"):
+    monkeypatch.setattr("comit.pool.START_TIMEOUT", 0.1)
+    with pool() as decoders, pytest.raises(Stopped, match=r"within 0.1 s.*the same command res"):
         list(decoders.run(tasks(pictures)))
+
+
+@pytest.mark.parametrize("kills", [1, 4])
+def test_processes_that_are_killed_while_they_start_cost_no_row(pictures, monkeypatch, kills):
+    monkeypatch.setattr("comit.pool.START_PAUSE", 0.01)
+    started = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *words, **options):
+            super().__init__(*words, **options)
+            started.append(self)
+            if len(started) <= kills:
+                self.kill()
+
+    monkeypatch.setattr("comit.pool.subprocess.Popen", Popen)
+    with pool(workers=1) as decoders:
+        reasons = {d.item: d.reason for d, _ in decoders.run(tasks(pictures))}
+    assert reasons == dict.fromkeys(range(len(pictures)))
+    assert len(started) == kills + 1
+
+
+def test_a_process_killed_at_work_and_the_next_one_as_it_starts_cost_one_row(pictures, monkeypatch):
+    class Popen(subprocess.Popen):
+        def __init__(self, *words, **options):
+            super().__init__(*words, **options)
+            if results:
+                killed.append(self)
+                if len(killed) <= 2:
+                    self.kill()
+
+    work, results, killed = pictures * 5, {}, []
+    monkeypatch.setattr("comit.pool.START_PAUSE", 0.01)
+    monkeypatch.setattr("comit.pool.subprocess.Popen", Popen)
+    with pool() as decoders:
+        for done, _ in decoders.run(tasks(work)):
+            results[done.item] = done.reason
+            if len(results) == 20:
+                at_work(decoders).kill()
+    assert sorted(results) == list(range(len(work)))
+    assert [r for r in results.values() if r is not None] in ([], ["crash"])
+    assert len(killed) == 3
+
+
+def test_a_process_that_sends_what_cannot_be_read_is_replaced(pictures, monkeypatch):
+    garbled = """
+import os, sys
+from multiprocessing.connection import Connection
+pipe = Connection(int(sys.argv[1]))
+pipe.send(None)
+pipe.recv()
+pipe.send_bytes(b"\\x80\\x05no pickle")
+pipe.recv()
+"""
+    monkeypatch.setattr("comit.pool.WORKER", garbled)
+    with pool(workers=1) as decoders:
+        monkeypatch.setattr("comit.pool.WORKER", WORKER)
+        reasons = {d.item: d.reason for d, _ in decoders.run(tasks(pictures))}
+    assert reasons == {i: "crash" if i == 0 else None for i in range(len(pictures))}
+
+
+SUSPENDED = """
+import os, signal, sys, threading
+from comit.decode import Limits
+from comit.decode.worker import Task
+from comit.pool import Pool
+
+with Pool(1, 2**24, Limits(), timeout=3.0) as decoders:
+    for done, _ in decoders.run(Task(i, os.fsencode(sys.argv[1])) for i in range(9)):
+        print(done.item, done.reason, flush=True)
+        if done.item == 3:
+            worker = decoders._workers[0].process
+            worker.send_signal(signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Timer(1.0, worker.send_signal, [signal.SIGCONT]).start()
+"""
+
+
+def test_time_in_which_the_machine_stood_still_counts_for_no_limit(pictures):
+    """The decoder holds a file before, during and for a second after a pause above the limit."""
+    command = [sys.executable, "-c", SUSPENDED, os.fsdecode(pictures[0])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert os.WIFSTOPPED(os.waitpid(run.pid, os.WUNTRACED)[1])
+        time.sleep(3.5)
+        run.send_signal(signal.SIGCONT)
+        said, _ = run.communicate(timeout=60)
+    assert said.splitlines() == [f"{i} None" for i in range(9)]
 
 
 def test_an_image_larger_than_the_ring_fails_alone(pictures):
