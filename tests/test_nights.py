@@ -403,3 +403,35 @@ def test_a_damaged_night_is_named_and_no_reason_to_make_room(tmp_path, night, pi
             again()
     damaged.write_bytes(content)
     assert compact(out, 100) == (2, 10)
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view(), pa.list_(pa.string_view())])
+def test_a_column_of_views_lasts_many_nights(tmp_path, night, pictures, kind):
+    paths = [*sorted(p.name for p in pictures.iterdir())[:2], "gone.png"]
+    value = {pa.string_view(): "x", pa.binary_view(): b"x"}.get(kind, ["x", None])
+    manifest = pictures / "m.parquet"
+
+    def run(*more, **options):
+        names = [*paths, *more]
+        columns = {"path": names, "extra": pa.array([value] * len(names), kind)}
+        pq.write_table(pa.table(columns), manifest)
+        return night(source=manifest, **options)
+
+    assert run().rows == 3
+    add(pictures, "later.png")
+    assert (run("later.png").rows, run("later.png").unchanged) == (1, 4)
+    add(pictures, "gone.png")
+    assert run("later.png", retry_failed=True).status["ok"] == 1
+    found = rows(tmp_path / "results")
+    assert {r["status"] for r in found.values()} == {"ok"} and len(found) == 4
+    assert [r["extra"] for r in found.values()] == [value] * 4
+    run(out=tmp_path / "one.parquet")
+    run(out=tmp_path / "one.parquet", retry_failed=True)
+
+
+@pytest.mark.real
+def test_a_manifest_of_views_that_failed_on_its_second_night(tmp_path, night, faults):
+    manifest = faults / "manifest-string-view-second-night" / "m-strview.parquet"
+    for options in ({}, {}, {"retry_failed": True}):
+        night(source=manifest, **options)
+    assert [r["extra"] for r in rows(tmp_path / "results").values()] == ["x"] * 5

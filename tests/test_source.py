@@ -275,13 +275,64 @@ def test_a_missing_root_is_refused(tmp_path):
 def test_kept_columns_carry_no_more_than_their_values(tmp_path):
     ward = pa.DictionaryArray.from_arrays([0], ["7", "Doe"])
     field = pa.field("ward", ward.type, metadata={"note": "Doe"})
-    table = pa.table([["a"], ward], schema=pa.schema([pa.field("path", pa.string()), field]))
+    nested = pa.StructArray.from_arrays([ward], fields=[field])
+    listed = pa.ListArray.from_arrays([0, 1], nested)
+    fields = [("path", pa.string()), field, ("nested", nested.type), ("listed", listed.type)]
+    table = pa.table([["a"], ward, nested, listed], schema=pa.schema(fields))
     pq.write_table(table, tmp_path / "m.parquet")
+    assert b"Doe" in (tmp_path / "m.parquet").read_bytes()
     secret = Identifiers("hashed", b"k" * 16)
-    items(tmp_path / "m.parquet", tmp_path, identifiers=secret, keep=("ward",))
+    kept = ("ward", "nested", "listed")
+    items(tmp_path / "m.parquet", tmp_path, identifiers=secret, keep=kept)
     assert b"Doe" not in (tmp_path / "work" / "list.parquet").read_bytes()
+    found = pq.read_table(tmp_path / "work" / "list.parquet")
+    assert found["ward"].to_pylist() == ["7"] and found.schema.field("ward").metadata is None
+    assert found["nested"].to_pylist() == [{"ward": "7"}]
+    assert found["listed"].to_pylist() == [[{"ward": "7"}]]
+
+
+VIEW, TEXT = pa.string_view(), pa.string()
+
+
+@pytest.mark.parametrize(
+    ("kind", "becomes", "value"),
+    [
+        (VIEW, TEXT, "a"),
+        (pa.binary_view(), pa.binary(), b"a"),
+        (pa.list_(VIEW), pa.list_(TEXT), ["a", None]),
+        (pa.large_list(VIEW), pa.large_list(TEXT), ["a"]),
+        (pa.list_(VIEW, 2), pa.list_(TEXT, 2), ["a", "b"]),
+        (pa.large_list_view(pa.int8()), pa.large_list_view(pa.int8()), [1, 2]),
+        (pa.map_(TEXT, VIEW), pa.map_(TEXT, TEXT), [("a", "b")]),
+        (pa.struct([("a", pa.list_(VIEW))]), pa.struct([("a", pa.list_(TEXT))]), {"a": ["b"]}),
+        (pa.struct([("a", pa.uuid())]), pa.struct([("a", pa.binary(16))]), {"a": b"0" * 16}),
+    ],
+)
+def test_a_column_gets_a_type_that_later_nights_can_filter(tmp_path, kind, becomes, value):
+    if kind == pa.struct([("a", pa.uuid())]):
+        stored = pa.array([value["a"], None], pa.binary(16))
+        column = pa.StructArray.from_arrays([pa.uuid().wrap_array(stored)], ["a"])
+        expected = [value, {"a": None}]
+    else:
+        column, expected = pa.array([value, None], kind), [value, None]
+    pq.write_table(pa.table({"path": ["a", "b"], "x": column}), tmp_path / "m.parquet")
+    assert len(items(tmp_path / "m.parquet", tmp_path)) == 2
     listed = pq.read_table(tmp_path / "work" / "list.parquet")
-    assert listed["ward"].to_pylist() == ["7"] and listed.schema.field("ward").metadata is None
+    assert listed.schema.field("x").type == becomes
+    assert listed["x"].to_pylist() == expected
+    assert listed.filter(pa.array([True, False])).take([0])["x"].to_pylist() == [value]
+
+
+def test_a_column_that_later_nights_could_not_carry_is_refused_on_the_first(tmp_path):
+    table = pa.table({"path": ["a"], "seen": pa.array([["x"]], pa.list_view(VIEW))})
+    pq.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(UsageError, match=r"column 'seen' is list_view<.*which cannot be kept"):
+        items(tmp_path / "m.parquet", tmp_path)
+
+
+def test_paths_may_be_views(tmp_path):
+    pq.write_table(pa.table({"path": pa.array(["a.png"], VIEW)}), tmp_path / "m.parquet")
+    assert [i.path for i in items(tmp_path / "m.parquet", tmp_path)] == ["a.png"]
 
 
 def test_times_that_no_calendar_has_are_clamped(tmp_path):

@@ -66,6 +66,8 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
     passed = [
         _plain(schema.field(n), hidden).with_name(r) for n, r in zip(names, renamed, strict=True)
     ]
+    for n, field in zip(names, passed, strict=True):
+        _check(manifest, schema.field(n), field)
     key = "id" if "id" in schema.names else "path"
     began = stamp(os.fsencode(manifest))
     twice = repeated(text or "" for text in _column(manifest, key))
@@ -101,7 +103,8 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
                 known = stamp(file) if problem is None else (None, None)
                 shown = identifiers.path(name) if path else path
                 items.append(Item(identity, shown, file, identifiers.text(name), *known, problem))
-            writer.write(items, [_storage(table[n], hidden) for n in names])
+            kept = [_cast(table[n], f.type) for n, f in zip(names, passed, strict=True)]
+            writer.write(items, kept)
             count += len(paths)
     if not count:
         raise UsageError(f"{manifest} has no rows")
@@ -128,29 +131,68 @@ def _leaves(base: bytes, name: bytes, jail: bytes | None) -> bool:
 
 
 def _plain(field: pa.Field, hidden: bool) -> pa.Field:
-    """A field without an extension type: code behind such a type's name is never called.
+    """A field, and those nested in it, of types that every later night can filter and join.
 
-    Where identifiers are hidden also without metadata and dictionary, which can hold a name that
-    no row has.
+    Without extension types: code behind such a type's name is never called. Views, which Arrow
+    reads and cannot filter, become what they are views of. Where identifiers are hidden also
+    without metadata and dictionary, which can hold a name that no row has.
     """
-    import pyarrow as pa
-
-    kind = field.type
-    if isinstance(kind, pa.BaseExtensionType):
-        field = field.with_type(kind.storage_type)
-    elif hidden and pa.types.is_dictionary(kind):
-        field = field.with_type(kind.value_type)
+    field = field.with_type(_plain_type(field.type, hidden))
     return field.remove_metadata() if hidden else field
 
 
-def _storage(column: pa.ChunkedArray, hidden: bool) -> pa.ChunkedArray:
+def _plain_type(kind: pa.DataType, hidden: bool) -> pa.DataType:
     import pyarrow as pa
 
-    if hidden and pa.types.is_dictionary(column.type):
-        return column.cast(column.type.value_type)
-    if not isinstance(column.type, pa.BaseExtensionType):
-        return column
-    return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    def plain(nested: pa.Field) -> pa.Field:
+        return _plain(nested, hidden)
+
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain_type(kind.storage_type, hidden)
+    if pa.types.is_dictionary(kind) and hidden:
+        return _plain_type(kind.value_type, hidden)
+    if pa.types.is_struct(kind):
+        return pa.struct([plain(kind.field(i)) for i in range(kind.num_fields)])
+    if pa.types.is_map(kind):
+        return pa.map_(plain(kind.key_field), plain(kind.item_field), kind.keys_sorted)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(plain(kind.value_field), kind.list_size)
+    for name in ("list", "large_list", "list_view", "large_list_view"):
+        if _is(kind, name):
+            make = getattr(pa, "list_" if name == "list" else name)
+            return make(plain(kind.value_field))
+    if _is(kind, "string_view"):
+        return pa.string()
+    return pa.binary() if _is(kind, "binary_view") else kind
+
+
+def _is(kind: pa.DataType, name: str) -> bool:
+    """Whether a type is a ``name``: some of these Arrow has only since version 16."""
+    import pyarrow as pa
+
+    return bool(getattr(pa.types, f"is_{name}", lambda _: False)(kind))
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    return column if column.type.equals(kind, check_metadata=True) else column.cast(kind)
+
+
+def _check(manifest: Path, before: pa.Field, field: pa.Field) -> None:
+    """Raises UsageError now where a later night could not carry a column along."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        empty = _cast(pa.chunked_array([pa.nulls(0, before.type)]), field.type)
+        file = pa.BufferOutputStream()
+        pq.write_table(pa.table([empty], schema=pa.schema([field])), file)
+        table = pq.read_table(pa.BufferReader(file.getvalue()))
+        table.filter(pa.array([], pa.bool_())).take(pa.array([], pa.int64()))
+    except pa.ArrowException:
+        raise UsageError(
+            f"{manifest}: column {field.name!r} is {before.type}, which cannot be kept with "
+            "results; leave it out, or store it as text"
+        ) from None
 
 
 def _readable(manifest: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -219,6 +261,6 @@ def _open(manifest: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         raise UsageError(f"{manifest} has two columns {twice[0]!r}")
     kind = schema.field("path").type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is(kind, "string_view")):
         raise UsageError(f"{manifest}: column 'path' is {kind}; it must hold text")
     return schema, batches
