@@ -81,7 +81,10 @@ class Caution(Code):
     SEVERAL_WINDOWS = "several_windows", "several windows or VOI LUTs; the first was used"
     PADDING = "padding", "pixel padding was left out of the picture and its statistics"
     BURNED_IN = "burned_in", "BurnedInAnnotation says text is burned in"
-    ORIENTATION = "orientation", "PatientOrientation or an EXIF tag asks for a turn; none was made"
+    ORIENTATION = (
+        "orientation",
+        "turned as Exif says, or not turned as PatientOrientation asks",
+    )
     TRAILING_BITS = "trailing_bits", "bits outside BitsStored were set and masked out"
     NO_FILE_META = "no_file_meta", "DICOM without preamble or file meta information"
     LENGTH = "length", "PixelData is longer than Rows x Columns needs; the rest was ignored"

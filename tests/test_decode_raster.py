@@ -16,6 +16,7 @@ from comit.bench.faults.dicoms import picture
 from comit.decode import Limits, open_image
 from comit.decode.png import read_header, scanlines, uncompressed, unfiltered
 from comit.errors import ItemError
+from comit.gpu.png import read_rows
 from comit.reasons import Caution, Fail, Skip
 
 EIGHT = picture(96, 80, bits=8).astype(np.uint8)
@@ -125,11 +126,72 @@ def test_animated_png_is_not_reduced_to_its_first_frame() -> None:
     assert open_image(data).frames == 3
 
 
-def test_png_orientation_is_said_and_not_applied() -> None:
-    exif = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
-    samples, warnings = read(png(EIGHT, 8, 0, chunk(b"eXIf", exif)))
+def exif(turn: int, kind: int = 3, order: str = "<") -> bytes:
+    """A TIFF structure of the Orientation tag alone; kind 3 is SHORT, 4 LONG."""
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    value = struct.pack(order + ("I" if kind == 4 else "HH"), *([turn] if kind == 4 else [turn, 0]))
+    return head + struct.pack(order + "IHHHI", 8, 1, 0x0112, kind, 1) + value
+
+
+def with_exif(jpeg: bytes, tiff: bytes) -> bytes:
+    segment = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+
+
+# The place of the stored first row and first column in the picture (Exif 4.6.4, Orientation).
+TURNS = {
+    1: lambda p: p,
+    2: np.fliplr,
+    3: lambda p: np.rot90(p, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda p: np.rot90(p, -1),
+    7: lambda p: np.rot90(p, 2).T,
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize(("kind", "order"), [(3, "<"), (3, ">"), (4, "<"), (4, ">")])
+def test_pictures_are_turned_as_exif_says(turn: int, kind: int, order: str) -> None:
+    expected = TURNS[turn](EIGHT)
+    warnings = [*UNVERIFIED, Caution.ORIENTATION] if turn != 1 else UNVERIFIED
+    tiff = exif(turn, kind, order)
+    stored = png(EIGHT, 8, 0, chunk(b"eXIf", tiff))
+    samples, said = read(stored)
+    np.testing.assert_array_equal(samples, expected)
+    assert said == warnings
+    assert (read_rows(stored) is None) == (turn != 1)
+    plain = encode(EIGHT, ".jpg")
+    jpeg = with_exif(plain, tiff)
+    samples, said = read(jpeg)
+    np.testing.assert_array_equal(samples, TURNS[turn](read(plain)[0]))
+    if kind == 3:  # OpenCV turns by this type alone
+        np.testing.assert_array_equal(samples, cv2.imdecode(np.frombuffer(jpeg, np.uint8), 0))
+    assert said == warnings
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_colour_is_turned_too(suffix: str) -> None:
+    rgb = np.dstack([EIGHT, EIGHT // 2, EIGHT // 3])
+    plain = encode(rgb, suffix)
+    is_png = suffix == ".png"
+    png_chunk = plain[:33] + chunk(b"eXIf", exif(6)) + plain[33:]
+    turned = png_chunk if is_png else with_exif(plain, exif(6))
+    np.testing.assert_array_equal(read(turned)[0], np.rot90(read(plain)[0], -1))
+
+
+@pytest.mark.parametrize("turn", [0, 9, 65535])
+def test_orientations_that_exif_does_not_define_ask_for_no_turn(turn: int) -> None:
+    samples, warnings = read(png(EIGHT, 8, 0, chunk(b"eXIf", exif(turn))))
     np.testing.assert_array_equal(samples, EIGHT)
-    assert warnings == [*UNVERIFIED, Caution.ORIENTATION]
+    assert warnings == UNVERIFIED
+
+
+def test_size_limits_hold_for_the_turned_picture() -> None:
+    wide = np.tile(EIGHT, (1, 5))[:70]  # 70 x 400
+    image = open_image(png(wide, 8, 0, chunk(b"eXIf", exif(6))))
+    assert (image.height, image.width) == (400, 70)
 
 
 def test_damaged_png() -> None:
@@ -250,15 +312,6 @@ def test_twelve_bit_and_lossless_jpeg() -> None:
     for pixels in (EIGHT, twelve):
         samples, _ = read(bytes(imagecodecs.ljpeg_encode(pixels)))
         np.testing.assert_array_equal(samples, pixels)
-
-
-def test_jpeg_orientation_is_said_and_not_applied() -> None:
-    plain = encode(EIGHT, ".jpg")
-    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
-    data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
-    samples, warnings = read(data)
-    np.testing.assert_array_equal(samples, read(plain)[0])
-    assert warnings == [*UNVERIFIED, Caution.ORIENTATION]
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.95])

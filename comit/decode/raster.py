@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.decode import Image, Limits, Samples, ViewPolicy, check_size, jpeg, png
+from comit.decode.exif import orientation, upright
 from comit.errors import ItemError
 from comit.reasons import Caution, Fail, Skip
 
@@ -22,8 +22,25 @@ class RasterImage(Image):
     data: bytes = field(kw_only=True, repr=False)
     header: png.Header | jpeg.Frame = field(kw_only=True)
 
+    @property
+    def turn(self) -> int:
+        """The Exif Orientation, 1 to 8: how the stored picture is turned to be upright."""
+        return orientation(self.header.exif)
+
     def read_into(self, out: Samples) -> None:
-        """Decodes to grey, 8 or 16 bits as stored; colour by luminance, alpha over black."""
+        """Decodes to grey, 8 or 16 bits as stored, upright; colour by luminance, alpha over black.
+
+        Turning loses nothing: every viewer shows the picture that way.
+        """
+        if self.turn == 1:
+            self._read_stored(out)
+            return
+        stored = np.empty(out.shape[::-1] if self.turn > 4 else out.shape, out.dtype)
+        self._read_stored(stored)
+        out[...] = upright(stored, self.turn)
+
+    def _read_stored(self, out: Samples) -> None:
+        """Decodes rows and columns as they are stored."""
         header = self.header
         if isinstance(header, png.Header):
             pixels = _decode_png(self.data, header)
@@ -80,11 +97,14 @@ def open_raster(data: bytes, limits: Limits, policy: ViewPolicy = "tagged") -> R
             or header.components not in (1, 3, 4)
         ):
             raise ItemError(Fail.DECODE)
-    height, width, exif = header.height, header.width, header.exif
+    turn = orientation(header.exif)
+    height, width = header.height, header.width
+    if turn > 4:  # rows become columns
+        height, width = width, height
     check_size(height, width, limits)
     skip = Skip.UNVERIFIED_VIEW if policy == "strict" else None  # these files have no tags
     warnings = [] if skip else [Caution.UNVERIFIED_VIEW]
-    if exif is not None and _exif_orientation(exif) not in (None, 1):
+    if turn != 1:
         warnings.append(Caution.ORIENTATION)
     return RasterImage(
         height=height,
@@ -107,22 +127,8 @@ def _decode_png(data: bytes, header: png.Header) -> NDArray[Any] | None:
 
 
 def _imdecode(data: bytes) -> NDArray[Any] | None:
-    """As stored: no EXIF turn, no squashing to 8 bits; None where OpenCV gives up."""
+    """As stored: no Exif turn, no squashing to 8 bits; None where OpenCV gives up."""
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
-
-
-def _exif_orientation(tiff: bytes) -> int | None:
-    """The Orientation tag (0x0112) of an Exif structure's first directory, or None."""
-    try:
-        order = {b"II": "<", b"MM": ">"}[tiff[:2]]
-        directory = struct.unpack_from(order + "I", tiff, 4)[0]
-        for i in range(struct.unpack_from(order + "H", tiff, directory)[0]):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * i)
-            if tag == 0x0112:
-                return int(value)
-    except (KeyError, struct.error):
-        pass
-    return None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from comit.decode import png
+from comit.decode.exif import orientation
 from comit.gpu.batch import Rows
 
 DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16)}
@@ -19,13 +20,15 @@ DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 16: np.dtype(np.uint1
 def read_rows(data: bytes) -> Rows | None:
     """The rows of a PNG file that :func:`comit.decode.open_image` accepted.
 
-    None for what the kernel does not take (colour, alpha, palettes, fewer than 8 bits, interlaced)
-    and for rows that are not whole: the CPU decodes those, or finds what is wrong.
+    None for what the kernel does not take (colour, alpha, palettes, fewer than 8 bits, interlaced,
+    to be turned) and for rows that are not whole: the CPU decodes those, or finds what is wrong.
     """
     if not data.startswith(png.MAGIC):
         return None
     header = png.read_header(data)
     if header.colour != 0 or header.depth not in DTYPES or header.transparent:
+        return None
+    if orientation(header.exif) != 1:
         return None
     lines = png.scanlines(data, header)
     if lines is None or lines[:, 0].max() > 4:  # no such filter
