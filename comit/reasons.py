@@ -77,7 +77,23 @@ class Caution(Code):
     OTHER_ANATOMY = "other_anatomy", "not a chest, by its tags; --view-policy all took it"
     COLOUR = "colour", "colour or transparency was converted to grey"
     POLARITY = "polarity", "PresentationLUTShape contradicts PhotometricInterpretation"
-    WINDOW_UNUSABLE = "window_unusable", "the header's window or VOI LUT shows nothing; left out"
+    WINDOW_UNUSABLE = (
+        "window_unusable",
+        "a window or VOI LUT of the header cannot be used or shows one shade; left out",
+    )
+    RESCALE_UNUSABLE = (
+        "rescale_unusable",
+        "the rescale or Modality LUT of the header cannot be used; left out",
+    )
+    DECIMAL_COMMA = "decimal_comma", "a number with a decimal comma, which was read as a point"
+    NONSTANDARD_VALUE = (
+        "nonstandard_value",
+        "a window or LUT that breaks the Standard was used as docs/decoding.md says",
+    )
+    UNREADABLE_VALUE = (
+        "unreadable_value",
+        "a value that shapes the picture cannot be used; its default was (docs/decoding.md)",
+    )
     SEVERAL_WINDOWS = "several_windows", "several windows or VOI LUTs; the first was used"
     PADDING = "padding", "pixel padding was left out of the picture and its statistics"
     BURNED_IN = "burned_in", "BurnedInAnnotation says text is burned in"

@@ -1,7 +1,8 @@
 """DICOM files: what the header says, and one-channel stored values.
 
-Three questions, one module each: :mod:`comit.decode.header` (what was written),
-:mod:`comit.decode.radiograph` (what it shows), :mod:`comit.decode.codecs` (the samples).
+Four questions, one module each: :mod:`comit.decode.header` (what was written),
+:mod:`comit.decode.radiograph` (what it shows), :mod:`comit.decode.codecs` (the samples),
+:mod:`comit.decode.presentation` (how they are to be shown).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from comit.decode.codecs import (
     native_frame,
 )
 from comit.decode.header import DOUBLE, FLOAT, UNDEFINED, Header, is_dicom, quiet, read_header
+from comit.decode.presentation import PALETTE, read_presentation
 from comit.decode.radiograph import judge
 from comit.errors import ItemError
-from comit.preprocess import Lut, Presentation, Window
 from comit.reasons import Caution, Fail
 
 __all__ = ["DicomImage", "is_dicom", "open_dicom"]
@@ -33,7 +34,6 @@ NATIVE = Codec.NATIVE
 ITEM = b"\xfe\xff\x00\xe0"
 STREAMS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")  # JPEG and JPEG-LS, JPEG 2000
 LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601, the Y of YBR_FULL
-PALETTE = "PALETTE COLOR"
 
 
 @dataclass
@@ -236,84 +236,3 @@ def _dtype(h: Header, fmt: Format) -> np.dtype[Any]:
         return np.dtype(np.uint16 if len(descriptor) == 3 and descriptor[2] > 8 else np.uint8)
     known = (32, 64) if fmt.floating else (1, 8, 16, 32)
     return fmt.dtype if fmt.allocated in known else np.dtype(np.uint8)
-
-
-def read_presentation(h: Header, fmt: Format) -> tuple[Presentation, list[Caution]]:
-    """How the stored values are meant to be shown (PS3.4 N.2), and what is odd about that.
-
-    A usable window goes before a VOI LUT: the Standard leaves the choice to the reader
-    (PS3.3 C.11.2), and viewers start with the window. A modality LUT goes before a rescale.
-    """
-    if fmt.samples != 1 or fmt.photometric == PALETTE:
-        return Presentation(), []
-    warnings: list[Caution] = []
-    slope, intercept = h.number(0x00281053), h.number(0x00281052)
-    if not slope or intercept is None:
-        slope, intercept = slope or 1.0, intercept or 0.0
-    voi, count = read_voi(h, fmt.signed or intercept < 0)
-    if count > 1:
-        warnings.append(Caution.SEVERAL_WINDOWS)
-    inverted = fmt.photometric == "MONOCHROME1"
-    # PresentationLUTShape (PS3.3 C.11.6): INVERSE is what MONOCHROME1 says already.
-    shape = h.word(0x20500020)
-    if shape in ("IDENTITY", "INVERSE") and (shape == "INVERSE") != inverted:
-        warnings.append(Caution.POLARITY)
-    modality = next((lut for i in h.items(0x00283000) if (lut := read_lut(i, fmt.signed))), None)
-    return (
-        Presentation(slope, intercept, modality, voi, inverted, read_padding(h, fmt)),
-        warnings,
-    )
-
-
-def read_voi(h: Header, signed: bool) -> tuple[Window | Lut | None, int]:
-    """The first usable window, else the first usable VOI LUT; and how many were to choose from."""
-    function = h.word(0x00281056)
-    if function not in ("LINEAR_EXACT", "SIGMOID"):
-        function = "LINEAR"
-    least = 1.0 if function == "LINEAR" else np.finfo(np.float32).tiny  # C.11.2.1.2, C.11.2.1.3
-    pairs = list(zip(h.numbers(0x00281050), h.numbers(0x00281051), strict=False))
-    windows = [Window(c, w, function) for c, w in pairs if w >= least]
-    if windows:
-        return windows[0], len(pairs)
-    items = h.items(0x00283010)
-    return next((lut for i in items if (lut := read_lut(i, signed))), None), len(items)
-
-
-def read_lut(item: Header, signed: bool) -> Lut | None:
-    """A modality or VOI LUT item (PS3.3 C.11.1.1.1); None where it is not one.
-
-    The descriptor is number of entries (0 for 65536), first input value, bits per entry.
-    """
-    descriptor = item.numbers(0x00283002)
-    if len(descriptor) != 3:
-        return None
-    count, first, bits = (int(v) for v in descriptor)
-    count = count % 65536 or 65536
-    if signed and first > 0x7FFF:
-        first -= 0x10000
-    elif not signed and first < 0:
-        first += 0x10000
-    data = item.value(0x00283006)
-    if isinstance(data, bytes):
-        # 8-bit entries are stored one to a word, or packed, by older writers.
-        packed = bits <= 8 and len(data) < 2 * count
-        order = ">" if item.big_endian else "<"
-        values = np.frombuffer(
-            data, np.uint8 if packed else f"{order}u2", -1 if packed else len(data) // 2
-        )
-    else:
-        values = np.asarray(item.numbers(0x00283006))
-        values = np.where(values < 0, values + 0x10000, values)
-    if count < 2 or len(values) < count:
-        return None
-    return Lut(float(first), tuple(values[:count].astype(float).tolist()))
-
-
-def read_padding(h: Header, fmt: Format) -> tuple[float, float] | None:
-    """PixelPaddingValue to PixelPaddingRangeLimit (PS3.3 C.7.5.1.1.2), lowest first."""
-    value = h.stored(0x00280120, fmt.signed)
-    if value is None:
-        return None
-    limit = h.stored(0x00280121, fmt.signed)
-    low, high = sorted((value, value if limit is None else limit))
-    return float(low), float(high)

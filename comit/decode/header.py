@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
-import math
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -17,7 +17,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pydicom
+from numpy.typing import NDArray
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_partial
@@ -34,6 +36,11 @@ _log.propagate = False
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 UNDEFINED = 0xFFFFFFFF
 FLOAT, DOUBLE, PIXELS = 0x7FE00008, 0x7FE00009, 0x7FE00010  # the elements that hold samples
+SHARED, PER_FRAME = 0x52009229, 0x52009230  # functional groups
+# The types of binary values by VR; words where the length of one is not known.
+BINARY = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8", "OW": "u2"}
+TEXT = frozenset({"DS", "IS", "LO", "SH", "CS", "LT", "ST", "UT", "UC", "PN", "AS", "DA", "UI"})
+NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(E[+-]?\d+)?", re.ASCII)
 HUGE = 1e30  # no unit has such values, and products of two would not fit in float32
 INFLATED_BYTES = 256 * 2**20  # a radiograph has 10 to 30 MB; asked before inflating
 ITEM, PIXELS_TAG = b"\xfe\xff\x00\xe0", b"\xe0\x7f\x10\x00"  # little-endian
@@ -48,7 +55,7 @@ TAGS = (
     + [0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00281056]
     + [0x00281101, 0x00281102, 0x00281103, 0x00281201, 0x00281202, 0x00281203]
     + [0x00281221, 0x00281222, 0x00281223, 0x00283000, 0x00283010, 0x00400254]
-    + [0x00540220, 0x20500020]
+    + [0x00540220, 0x20500020, SHARED, PER_FRAME]
     + [0x60000102 + (group << 17) for group in range(16)]  # OverlayBitPosition
 )
 
@@ -132,30 +139,83 @@ class Header:
         ok = 0 < len(text) <= 64 and all(c in "0123456789." for c in text)
         return text if ok else None
 
+    def has(self, tag: int) -> bool:
+        """Whether an element is there and not empty, whatever its value."""
+        with suppress(Exception):  # whatever pydicom raises
+            if tag not in self.elements:
+                return False
+            element: Any = self.elements.get_item(tag)
+            value = element.value
+            if isinstance(element, RawDataElement):
+                return bool(value) and (self._binary(element) is not None or bool(self.words(tag)))
+            return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
+        return True
+
+    def _binary(self, raw: RawDataElement) -> str | None:
+        """NumPy's type of a binary value, None for text: by its VR, or where that says nothing by
+        the dictionary's (PS3.6)."""
+        vr = raw.VR or ""
+        if vr not in TEXT and vr not in BINARY:
+            vr = pydicom.datadict.dictionary_VR(raw.tag)
+        return BINARY.get(vr[:2])
+
+    def values(self, tag: int) -> tuple[float | None, ...]:
+        """The numbers of an element, text or binary, by position.
+
+        None stands for what is empty, no number, or beyond any unit.
+        """
+        with suppress(Exception):  # whatever pydicom raises
+            return tuple(_finite(v) for v in self._numbers(tag))
+        return ()
+
+    def _numbers(self, tag: int) -> list[float | None]:
+        raw = self._raw(tag)
+        if raw is not None:
+            kind = self._binary(raw)
+            if kind is None:
+                return [number_of(word) for word in self.words(tag)]
+            found: list[float | None] = self._array(raw, kind).tolist()
+            return found
+        value = self.value(tag)
+        if value is None or isinstance(value, (bytes, pydicom.sequence.Sequence)):
+            return []
+        several = isinstance(value, (list, tuple, pydicom.multival.MultiValue))
+        return [number_of(str(v).upper()) for v in (value if several else [value])]
+
+    def _array(self, raw: RawDataElement, kind: str) -> NDArray[Any]:
+        dtype = np.dtype(kind).newbyteorder(">" if self.big_endian else "<")
+        return np.frombuffer(raw.value or b"", dtype, len(raw.value or b"") // dtype.itemsize)
+
+    def has_comma(self, tag: int) -> bool:
+        """Whether a number of a text element was written with a decimal comma."""
+        raw = self._raw(tag)
+        if raw is not None and self._binary(raw) is not None:
+            return False
+        return any("," in word and number_of(word) is not None for word in self.words(tag))
+
+    def words_of_16_bits(self, tag: int) -> NDArray[np.int64]:
+        """The values of an element of 16-bit words, whatever its VR says, without their sign."""
+        raw = self._raw(tag)
+        if raw is not None and self._binary(raw) is not None:
+            return self._array(raw, "u2").astype(np.int64)
+        values = [v for v in self.values(tag) if v is not None]
+        return np.asarray(values, np.float64).astype(np.int64) & 0xFFFF
+
+    def packed_bytes(self, tag: int, count: int) -> NDArray[np.uint8] | None:
+        """An element's value as bytes where it has ``count`` of them, padded to an even length."""
+        raw = self._raw(tag)
+        data = raw.value if raw is not None else None
+        if not data or len(data) not in (count, count + count % 2):
+            return None
+        return np.frombuffer(data, np.uint8)
+
     def numbers(self, tag: int) -> tuple[float, ...]:
         """The finite numbers of an element, text or binary; what is not one is left out."""
-        raw = self._raw(tag)
-        if raw is not None and raw.VR in ("DS", "IS", "LO", "SH"):
-            values: list[Any] = list(self.words(tag))
-        else:
-            value = self.value(tag)
-            if isinstance(value, bytes) and len(value) == 2:  # US of unknown VR
-                value = int.from_bytes(value, "big" if self.big_endian else "little")
-            several = isinstance(value, (list, tuple, pydicom.multival.MultiValue))
-            values = list(value) if several else [value]
-        found = []
-        for v in values:
-            try:
-                number = float(v)
-            except (TypeError, ValueError, OverflowError):
-                continue
-            if math.isfinite(number) and abs(number) < HUGE:
-                found.append(number)
-        return tuple(found)
+        return tuple(v for v in self.values(tag) if v is not None)
 
     def number(self, tag: int) -> float | None:
-        """The first number of an element, or None."""
-        return next(iter(self.numbers(tag)), None)
+        """The first value of an element if it is a number, or None."""
+        return next(iter(self.values(tag)), None)
 
     def integer(self, tag: int, default: int = 0) -> int:
         """The first number of an element if it is whole, or ``default``."""
@@ -164,18 +224,26 @@ class Header:
 
     def stored(self, tag: int, signed: bool) -> int | None:
         """A 16-bit element in the sense of the stored values: VR "US or SS" (PS3.6)."""
-        raw = self._raw(tag)
-        if raw is not None and raw.value is not None and len(raw.value) >= 2:
-            return int.from_bytes(
-                raw.value[:2], "big" if self.big_endian else "little", signed=signed
-            )
         number = self.number(tag)
         if number is None or number != int(number):
             return None
         value = int(number)
-        if signed and value > 0x7FFF:
-            value -= 0x10000
-        return value + 0x10000 if not signed and value < 0 else value
+        if not -0x8000 <= value <= 0xFFFF:
+            return value
+        value &= 0xFFFF
+        return value - 0x10000 if signed and value > 0x7FFF else value
+
+    def of_frame(self, macro: int, tags: tuple[int, ...]) -> Header:
+        """Where the only frame's values of these elements stand (PS3.3 C.7.6.16.1).
+
+        In a macro of its own functional groups, else of the shared ones, else in this data set.
+        """
+        for groups in (PER_FRAME, SHARED):
+            for group in self.items(groups)[:1]:
+                for item in group.items(macro)[:1]:
+                    if any(item.has(tag) for tag in tags):
+                        return item
+        return self
 
     def items(self, tag: int) -> tuple[Header, ...]:
         """The items of a sequence, or none."""
@@ -185,6 +253,15 @@ class Header:
         return tuple(
             Header(item, Dataset(), b"", None, None, 0, 0, self.big_endian, False) for item in value
         )
+
+
+def number_of(text: str) -> float | None:
+    """A number of VR DS or IS (PS3.5 6.2) in capitals, or with a comma for its point; or None."""
+    return float(text.replace(",", ".")) if NUMBER.fullmatch(text) else None
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and abs(number) < HUGE else None
 
 
 @contextmanager
