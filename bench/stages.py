@@ -257,7 +257,7 @@ def rows_alone(answers: Path, point: Any, masks: str, seconds: float) -> tuple[f
 def write_alone(rows: list[Row], seconds: float) -> float:
     """Seconds a row of taking rows, and of writing, checking and publishing parts of them."""
     from comit.sink import Sink
-    from comit.source import SHARD, Selection, write_worklist
+    from comit.source import SHARD, Input, write_worklist
 
     with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
         manifest = Path(folder) / "rows.csv"
@@ -266,7 +266,7 @@ def write_alone(rows: list[Row], seconds: float) -> float:
 
         def shard() -> tuple[float, int]:
             with Sink(Path(folder) / "rows.parquet", restart=True) as sink:
-                sink.list(lambda to, files: write_worklist(manifest, to, files, Selection()))
+                sink.list(lambda to, files: write_worklist(Input.of(manifest), to, files))
                 sink.freeze({}, {})
                 items, source = [i for i, _ in sink.todo()], cycle(rows)
                 started = time.perf_counter()

@@ -88,7 +88,7 @@ PATH = click.Path(path_type=Path)
 
 
 @main.command()
-@click.argument("source", metavar="INPUT", type=PATH)
+@click.argument("source", metavar="INPUT...", type=PATH, nargs=-1, required=True)
 @click.option(
     "--out",
     "-o",
@@ -123,7 +123,23 @@ PATH = click.Path(path_type=Path)
     type=click.IntRange(1, 512),
     help="Decoding processes [default: usable cores, 32 at most].",
 )
-@click.option("--pattern", default="*", show_default=True, help="File names to take of a folder.")
+@click.option(
+    "--pattern",
+    default="*",
+    show_default=True,
+    help="File names to take of a folder; the case of the suffix does not matter.",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Files and folders to leave out, as in a .gitignore file; repeat for several.",
+)
+@click.option(
+    "--include-hidden",
+    is_flag=True,
+    help="Screen hidden files too, and snapshots, thumbnails and waste of file servers.",
+)
 @click.option(
     "--root",
     type=PATH,
@@ -189,7 +205,7 @@ PATH = click.Path(path_type=Path)
 def screen(
     ctx: click.Context,
     /,
-    source: Path,
+    source: tuple[Path, ...],
     out: str,
     model: Path | None,
     report_to: Path | None,
@@ -201,7 +217,8 @@ def screen(
 
     INPUT is a folder (searched through all its subfolders), one image, or a manifest: a Parquet
     or CSV table with a column `path` (relative to the table), an optional `id`, and any others,
-    which are passed through. DICOM, PNG and JPEG are told apart by content.
+    which are passed through. Several folders and images are screened as parts of the folder that
+    holds them all. DICOM, PNG and JPEG are told apart by content.
 
     A row is `ok` with scores, flags and COCO run-length masks; `skipped` because it is not a
     frontal chest radiograph; or `failed`, with the reason as a code.
@@ -223,6 +240,8 @@ def screen(
       comit screen archive.csv --out night.parquet --masks flagged --report night.json
       comit screen /archive --out results/ --identifiers hashed --key comit.key
       comit screen ./xrays --out fp32.parquet --precision fp32 --pattern '*.dcm'
+      comit screen /archive --out results/ --exclude '#old/' --exclude 'test-*'
+      comit screen xrays/*.jpg --out results.parquet
     """
     from comit.screen import Options
     from comit.screen import screen as run

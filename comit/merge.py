@@ -18,9 +18,11 @@ from comit.source import repeated
 from comit.target import ROW_GROUP, gathered
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
-CONTENT = ("sop_instance_uid", "file_size", "file_crc32")
+CONTENT = ("status", "sop_instance_uid", "file_size", "file_crc32")
 Tables = Callable[[], Iterable["pa.Table"]]
 Parts = Callable[[Sequence[str] | None], Iterable["pa.Table"]]  # of these columns; None: all
 
@@ -53,17 +55,23 @@ def merge(
     ``run`` is its id and when it began; ``earlier`` are rows of other nights with the columns of
     :data:`CONTENT`. UIDs are dropped where the metadata says that results have no identifiers.
     """
+    import numpy as np
     import pyarrow as pa
 
-    doubtful = duplicated(lambda: chain(parts(CONTENT), earlier()))
+    def tables() -> Iterable[pa.Table]:
+        return chain(parts(CONTENT), earlier())
+
+    doubtful, copied = duplicated(tables), copies(tables)
     secret = metadata["comit_identifiers"].startswith("none")
     run_id, began = run
     tally, writer = Tally(), None
     with durable.create(to) as file:
         with ExitStack() as closing:
             for table in gathered(iter(parts(None))):
-                if doubtful:
-                    table = _warned(table, doubtful)
+                twice = [uid in doubtful for uid in table["sop_instance_uid"].to_pylist()]
+                table = _warned(table, Caution.DUPLICATE_UID, twice)
+                same = np.isin(_content(table), copied).tolist()
+                table = _warned(table, Caution.IDENTICAL_COPY, same)
                 tally.add(table)
                 n = table.num_rows
                 columns = {name: table[name] for name in table.column_names}
@@ -98,26 +106,47 @@ def duplicated(tables: Tables) -> set[str]:
     contents: defaultdict[str, set[tuple[int, int]]] = defaultdict(set)
     for table in tables():
         for row in table.select(CONTENT).to_pylist():
-            uid, size, crc32 = (row[name] for name in CONTENT)
+            _, uid, size, crc32 = (row[name] for name in CONTENT)
             if uid is not None and hash(uid) in twice:
                 contents[uid].add((size, crc32))
     return {uid for uid, found in contents.items() if len(found) > 1}
+
+
+def copies(tables: Tables) -> NDArray[np.int64]:
+    """(M,) the contents, as :func:`_content` has them, that several rows have."""
+    import numpy as np
+
+    each = [_content(table) for table in tables()]
+    found, counts = np.unique(np.concatenate([np.empty(0, np.int64), *each]), return_counts=True)
+    return found[(counts > 1) & (found >= 0)]
+
+
+def _content(table: pa.Table) -> NDArray[np.int64]:
+    """(N,) size and CRC-32 of the bytes behind each row that is ok, as one number; else -1.
+
+    A file that is read has at most 2**29 bytes (:class:`comit.decode.Limits`), so both fit.
+    """
+    import numpy as np
+    import pyarrow.compute as pc
+
+    size, crc32 = (pc.fill_null(table[name], 0).to_numpy() for name in CONTENT[-2:])
+    ok = pc.equal(table["status"], "ok").to_numpy()
+    return np.where(ok, size.astype(np.int64) << 32 | crc32.astype(np.int64), -1)
 
 
 def _uids(table: pa.Table) -> Iterator[str]:
     return (uid for uid in table["sop_instance_uid"].to_pylist() if uid is not None)
 
 
-def _warned(table: pa.Table, doubtful: set[str]) -> pa.Table:
-    """Adds the warning to rows whose UID is doubtful."""
+def _warned(table: pa.Table, caution: Caution, rows: Sequence[bool]) -> pa.Table:
+    """Adds a warning to some of a table's rows."""
     import pyarrow as pa
 
-    uids = table["sop_instance_uid"].to_pylist()
-    if doubtful.isdisjoint(uids):
+    if not any(rows):
         return table
     warnings = [
-        [*(old or ()), str(Caution.DUPLICATE_UID)] if uid in doubtful else old
-        for uid, old in zip(uids, table["warnings"].to_pylist(), strict=True)
+        [*(old or ()), str(caution)] if warned else old
+        for warned, old in zip(rows, table["warnings"].to_pylist(), strict=True)
     ]
     at = table.schema.get_field_index("warnings")
     return table.set_column(at, table.schema.field(at), pa.array(warnings, table.schema.types[at]))

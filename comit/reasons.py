@@ -61,7 +61,7 @@ class Fail(Code):
     MODEL_NONFINITE = "model_nonfinite", "the network's output is NaN or infinite"
     NULL_PATH = "null_path", "the manifest has no path in this row"
     PERMISSION = "permission", "the file may not be read by this user"
-    VANISHED = "vanished", "the file was listed and is not there any more"
+    VANISHED = "vanished", "no file is there: it went after it was listed, or its path is wrong"
     CHANGED = "changed", "the file changed while it was read"
     READ_ERROR = "read_error", "the operating system failed to read the file"
     TIMEOUT = "timeout", "reading and decoding took longer than the time limit"
@@ -106,6 +106,7 @@ class Caution(Code):
     LENGTH = "length", "PixelData is longer than Rows x Columns needs; the rest was ignored"
     SYNTAX_MISMATCH = "syntax_mismatch", "the stream is not what the transfer syntax says"
     DUPLICATE_UID = "duplicate_uid", "another row has this SOPInstanceUID and other bytes"
+    IDENTICAL_COPY = "identical_copy", "another row that is ok has the same size and CRC-32"
     VALUE_LEFT_OUT = "value_left_out", "a value of the file does not fit its column: null here"
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA_VERSION = "2"
+STAGING = ".comit"  # in a folder of results: lock, key, and a run that is under way
 FOREGROUND = 128  # of 255: the first value above probability 0.5, the paper's threshold (4.1)
 
 IDENTITY = ("row_id", "path")  # from the work list

@@ -17,7 +17,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,6 +51,8 @@ class Options:
     batch_size: int | None = None  # images; None is the engine's own choice
     workers: int | None = None  # decoding processes; None is the usable cores, 32 at most
     pattern: str = "*"  # file names to take from a folder
+    exclude: tuple[str, ...] = ()  # patterns of files and folders to leave out, as in .gitignore
+    include_hidden: bool = False  # screen also what machines make: comit.source.leave_out
     root: Path | None = None  # where a manifest's paths begin, and what they may not leave
     masks: Masks = "all"  # which rows get masks: all, flagged or none
     operating_point: str = "90"  # specificity in % that the flags' thresholds have: 90 or 99
@@ -84,12 +86,13 @@ class Report:
     stage_seconds: dict[str, float]  # decode: of all processes; engine, postprocess: of all lanes
     engine: dict[str, Any]
     settings: dict[str, Any]
+    left_out: dict[str, int] = field(default_factory=dict)  # rule -> files and folders
     notes: list[str] = field(default_factory=list)
     comit: str = __version__
 
 
 def screen(
-    source: Path | str,
+    source: Path | str | Sequence[Path | str],
     out: Path | str,
     options: Options | None = None,
     *,
@@ -98,9 +101,10 @@ def screen(
 ) -> Report:
     """Screens every item of ``source`` and writes one row for each to ``out``.
 
-    ``source`` is a folder, an image file, or a Parquet or CSV manifest. ``out`` is a Parquet file,
-    replaced as a whole, or a folder (a name that ends in ``/`` or has no suffix), to which a file
-    is added of what is new or has changed. Setting ``stop`` ends the run after the images in
+    ``source`` is a folder, an image file, or a Parquet or CSV manifest; or several folders and
+    images, which are screened as a part of the folder that holds them all. ``out`` is a Parquet
+    file, replaced as a whole, or a folder (a name that ends in ``/`` or has no suffix), to which a
+    file is added of what is new or has changed. Setting ``stop`` ends the run after the images in
     hand. Raises UsageError where nothing can be done as asked, Stopped where the run ended early
     and the same call resumes it.
     """
@@ -110,12 +114,12 @@ def screen(
     from comit.metrics import Metrics
     from comit.pool import Pool
     from comit.sink import Sink
-    from comit.source import Selection, write_worklist
+    from comit.source import Input, Selection, write_worklist
 
     heap.share()
-    source, options, stop = Path(source), options or Options(), stop or threading.Event()
-    console = console or Console()
-    if source.exists() and Path(out).exists() and source.samefile(out):
+    options, stop, console = options or Options(), stop or threading.Event(), console or Console()
+    given = Input.of(source)
+    if Path(out).exists() and any(path.samefile(out) for path in given.paths):
         raise UsageError(f"{out} is the input; give the results another name")
     card = read_card(options.model)
     point = operating_point(card.operating_points, options)
@@ -123,13 +127,23 @@ def screen(
     with Sink(out, options.restart, options.retry_failed) as sink, ExitStack() as stack:
         names = identifiers(options, sink)
         ours = tuple(p for p in (sink.out, sink.staging, options.metrics_file) if p)
-        taken = Selection(options.pattern, ours, names, options.keep, options.root)
+        taken = Selection(
+            options.pattern,
+            ours,
+            options.exclude,
+            options.include_hidden,
+            names,
+            options.keep,
+            options.root,
+        )
         private = names.mode != "plain"
-        root = options.root or (source if source.is_dir() else source.parent)
+        root = options.root or given.root
         settings: dict[str, Any] = {
-            "input": names.text(os.fsencode(source.resolve())),
+            "input": names.text(given.described()),
             "root": names.text(os.fsencode(root.resolve())),
             "pattern": options.pattern,
+            "exclude": [names.text(os.fsencode(p)) for p in options.exclude],
+            "include hidden": options.include_hidden,
             "model": card.sha256,
             "preprocessing": preprocess_version,
             "operating point": asdict(point) if point else None,
@@ -139,7 +153,7 @@ def screen(
             "schema": SCHEMA_VERSION,
         }
         sink.accept(metadata(card.name, settings))
-        if not sink.list(lambda to, files: write_worklist(source, to, files, taken), private):
+        if not sink.list(lambda to, files: write_worklist(given, to, files, taken), private):
             Metrics(options.metrics_file, sink).succeeded()
             return nothing_new(sink)
         # The decoding processes start while the engine compiles.
@@ -241,6 +255,8 @@ def metadata(model: str, settings: dict[str, Any]) -> dict[str, str]:
         "comit_view_policy": settings["view policy"],
         "comit_identifiers": settings["identifiers"],
         "comit_root": settings["root"],
+        "comit_exclude": json.dumps(settings["exclude"]),
+        "comit_include_hidden": json.dumps(settings["include hidden"]),
         "comit_intended_use": "research use only; not for diagnosis",
     }
 
@@ -263,6 +279,8 @@ def nothing_new(sink: Sink) -> Report:
         stage_seconds={},
         engine={},
         settings={},
+        left_out=sink.listing.left_out,
+        notes=[*sink.listing.notes],
     )
 
 
@@ -299,5 +317,6 @@ def report(
             "takes_samples": engine.takes_samples,
         },
         settings=settings,
-        notes=list(engine.notes),
+        left_out=sink.listing.left_out,
+        notes=[*sink.listing.notes, *engine.notes],
     )

@@ -16,6 +16,7 @@ place and empties the folder.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -29,10 +30,10 @@ from comit import durable, heap
 from comit.errors import Stopped, UsageError
 from comit.merge import CONTENT, Tally, final_schema, merge
 from comit.reasons import Fail
-from comit.results import FINDINGS, IDENTITY, Row, schema
+from comit.results import FINDINGS, IDENTITY, STAGING, Row, schema
 from comit.ring import nameless
-from comit.source import OWN_COLUMNS, SHARD, Item, read_items, rechunk
-from comit.target import KEY, LOCK, MERGED, RUN, STAGING, Folder, clear, damaged, find, read_state
+from comit.source import OWN_COLUMNS, SHARD, Item, Listing, read_items, rechunk
+from comit.target import KEY, LOCK, MERGED, RUN, Folder, clear, damaged, find, read_state
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 LOCK_TRIES = 100  # each lost to a run that removed its folder just then
 UNWRITABLE = Row("failed", str(Fail.UNWRITABLE))
-Enumerate = Callable[[BinaryIO, BinaryIO], None]
+Enumerate = Callable[[BinaryIO, BinaryIO], Listing]
 
 
 class Sink:
@@ -62,6 +63,7 @@ class Sink:
         self._pending: dict[int, dict[int, Row]] = {}  # shard -> index -> row
         self.unchanged = 0  # items left out because earlier rows of theirs stand
         self.done = 0  # rows that earlier, interrupted runs published
+        self.listing = Listing()  # what was met beside the items
         try:
             with self._stopping():
                 self._target.recover()
@@ -159,6 +161,8 @@ class Sink:
             try:
                 datetime.fromisoformat(run["began"])
                 dict(run["settings"])
+                left_out = {str(k): int(v) for k, v in dict(run.get("left out", {})).items()}
+                self.listing = Listing(left_out, tuple(map(str, run.get("notes", ()))))
             except (TypeError, ValueError):
                 raise damaged(self.staging / RUN) from None
             if changed := [k for k, v in settings.items() if run["settings"].get(k) != v]:
@@ -173,6 +177,8 @@ class Sink:
                 "run_id": os.urandom(8).hex(),
                 "began": datetime.now(UTC).replace(microsecond=0).isoformat(),
                 "settings": settings,
+                "left out": self.listing.left_out,
+                "notes": self.listing.notes,
             }
             with self._stopping():
                 for name in ("worklist.parquet", "paths.parquet"):
@@ -180,7 +186,11 @@ class Sink:
                         durable.sync(self.staging / name)
                 durable.write_json(self.staging / RUN, run)
         self.run_id, self._began = run["run_id"], datetime.fromisoformat(run["began"])
-        self._metadata = {"comit_run_id": self.run_id, **metadata}
+        self._metadata = {
+            "comit_run_id": self.run_id,
+            **metadata,
+            "comit_left_out": json.dumps(self.listing.left_out),
+        }
 
     def todo(self) -> Iterator[tuple[int, Item]]:
         """Every item that has no row yet, with its index, read shard by shard."""
@@ -262,7 +272,7 @@ class Sink:
         listed, worklist = self.staging / "listed.parquet", self.staging / "worklist.parquet"
         with self._place("listed-paths.parquet", private) as paths, ExitStack() as closing:
             with durable.create(listed) as items:
-                enumerate_to(items, paths)
+                self.listing = enumerate_to(items, paths)
             chosen = closing.enter_context(self._place("paths.parquet", private))
             if fresh:
                 wanted = self._wanted(listed)

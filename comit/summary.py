@@ -20,7 +20,7 @@ def summary(report: Report) -> list[str]:
     status = report.status
     stand = f"{report.unchanged:,} items unchanged since an earlier run"
     if not report.rows:
-        return [f"nothing to screen: {stand} of {report.out}"]
+        return [f"nothing to screen: {stand} of {report.out}", *beside(report)]
     lines = [
         f"{report.rows:,} rows in {report.out}: {status['ok']:,} ok, "
         f"{status['skipped']:,} skipped, {status['failed']:,} failed"
@@ -54,6 +54,18 @@ def summary(report: Report) -> list[str]:
     )
     spent = ", ".join(f"{name} {s:.1f}" for name, s in report.stage_seconds.items())
     lines.append(f"seconds spent, summed over processes and threads: {spent}")
+    return lines + beside(report)
+
+
+def beside(report: Report) -> list[str]:
+    """What was left out of the input, and notes."""
+    lines = []
+    if report.left_out:
+        rules = ", ".join(f"{count:,} by {rule}" for rule, count in report.left_out.items())
+        lines.append(
+            f"left out {sum(report.left_out.values()):,} files and folders: {rules} "
+            "(--include-hidden and --exclude choose)"
+        )
     return lines + [f"note: {note}" for note in report.notes]
 
 

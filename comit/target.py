@@ -26,14 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 from comit import durable
 from comit.errors import Stopped, UsageError
-from comit.results import data_files
+from comit.results import STAGING, data_files
 from comit.source import PARQUET_MAGIC
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIXES = (".parquet", ".parq", ".pq")
-STAGING = ".comit"  # in a folder of results
 JOURNAL, RUN, MERGED, KEY, LOCK = "commit.json", "run.json", "merged.parquet", "key", "lock"
 ROW_GROUP = 8192  # rows of a row group, and
 HELD_BYTES = 8 * 2**20  # what they may take while they are gathered: memory stays flat

@@ -21,6 +21,7 @@ from comit.preprocess import preprocess
 from comit.reasons import Caution, Fail, Skip
 from comit.results import COLUMNS, RUN
 from comit.screen import Options, screen
+from comit.summary import summary
 
 QUIET = Console(quiet=True)
 
@@ -182,3 +183,48 @@ def test_rows_beyond_their_column_stop_no_night(tmp_path, tiny_model, faults):
         "fuzzed-real.dcm",
         "README",
     }
+
+
+def test_identical_copies_are_told_whatever_their_names(tmp_path, tiny_model, pictures):
+    copy = (pictures / "0.png").read_bytes()
+    (pictures / "again").mkdir()
+    (pictures / "again" / "copy.png").write_bytes(copy)
+    for name in ("a.txt", "b.txt"):  # no pictures: nothing is counted twice
+        (pictures / name).write_bytes(b"the same")
+    report, rows = run(pictures, tmp_path / "r.parquet", tiny_model, masks="none")
+    told = {n for n, r in rows.items() if "identical_copy" in (r["warnings"] or ())}
+    assert told == {"0.png", "again/copy.png"} and report.warnings["identical_copy"] == 2
+    folder = tmp_path / "results"
+    run(pictures, folder, tiny_model, masks="none")
+    (pictures / "1.copy").write_bytes((pictures / "1.png").read_bytes())
+    report, _ = run(pictures, folder, tiny_model, masks="none")
+    assert (report.rows, report.warnings["identical_copy"]) == (1, 1)
+
+
+def test_what_is_left_out_is_said_and_recorded(tmp_path, tiny_model, pictures):
+    thumbnails = pictures / "@eaDir"
+    thumbnails.mkdir()
+    (thumbnails / "0.png").write_bytes((pictures / "0.png").read_bytes())
+    options = {"exclude": ("[1-7].*",), "masks": "none"}
+    report, rows = run(pictures, tmp_path / "r.parquet", tiny_model, **options)
+    assert [*rows] == ["0.png", "8.jpg"]
+    assert report.left_out == {"[1-7].*": 7, "@eaDir": 1}
+    line = "left out 8 files and folders: 7 by [1-7].*, 1 by @eaDir"
+    assert any(text.startswith(line) for text in summary(report))
+    said = pq.read_schema(tmp_path / "r.parquet").metadata
+    assert said[b"comit_exclude"] == b'["[1-7].*"]' and said[b"comit_include_hidden"] == b"false"
+    assert said[b"comit_left_out"] == b'{"[1-7].*": 7, "@eaDir": 1}'
+
+
+def test_a_resumed_run_has_the_patterns_it_began_with(tmp_path, tiny_model, pictures):
+    stop = threading.Event()
+    stop.set()
+    chosen = Options(model=tiny_model, precision="fp32", exclude=("0.png",), masks="none")
+    with pytest.raises(Stopped):
+        screen(pictures, tmp_path / "r.parquet", chosen, console=QUIET, stop=stop)
+    with pytest.raises(UsageError, match="unfinished run with another exclude"):
+        run(pictures, tmp_path / "r.parquet", tiny_model, masks="none")
+    report, rows = run(
+        pictures, tmp_path / "r.parquet", tiny_model, exclude=("0.png",), masks="none"
+    )
+    assert "0.png" not in rows and report.left_out == {"0.png": 1}

@@ -12,7 +12,7 @@ import pytest
 from comit.errors import Stopped, UsageError
 from comit.results import Row
 from comit.sink import Sink, _same_rows
-from comit.source import SHARD, Item, Writer
+from comit.source import SHARD, Item, Listing, Writer
 
 SETTINGS = {"model": "abc", "masks": "all"}
 METADATA = {"comit_model": "m", "comit_identifiers": "plain"}
@@ -25,6 +25,7 @@ def lister(n):
         with Writer(to, paths) as writer:
             for start in range(0, n, SHARD):
                 writer.write(items[start : start + SHARD])
+        return Listing()
 
     return enumerate_to
 

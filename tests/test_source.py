@@ -7,23 +7,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import comit.source.csvfile
 import comit.source.manifest
 from comit.errors import UsageError
 from comit.identifiers import Identifiers
 from comit.reasons import Fail, Skip
-from comit.source import SHARD, Selection, microseconds, read_items, write_worklist
+from comit.source import SHARD, Input, Selection, microseconds, read_items, write_worklist
 
 
-def items(source: Path, tmp_path: Path, pattern: str = "*", exclude=(), **selection):
-    """The items of a source; its work list stays in work/list.parquet."""
+def listed(source, tmp_path: Path, **selection):
+    """The items of a source, and what was met beside them; its list is in work/list.parquet."""
     work = tmp_path / "work"
     work.mkdir(exist_ok=True)
-    chosen = Selection(pattern, tuple(exclude), **selection)
     with (work / "list.parquet").open("w+b") as to, (work / "paths.parquet").open("w+b") as paths:
-        write_worklist(source, to, paths, chosen)
+        listing = write_worklist(Input.of(source), to, paths, Selection(**selection))
     found = read_items(pq.read_table(work / "list.parquet"), pq.read_table(work / "paths.parquet"))
     assert len(found) == len({i.row_id for i in found})
-    return found
+    return found, listing
+
+
+def items(source, tmp_path: Path, **selection):
+    """The items alone."""
+    return listed(source, tmp_path, **selection)[0]
 
 
 @pytest.fixture
@@ -47,13 +52,13 @@ def test_row_ids_depend_on_the_relative_path_alone(tree, tmp_path):
 
 
 def test_a_pattern_takes_matching_names(tree, tmp_path):
-    assert [i.path for i in items(tree, tmp_path, "*.dcm")] == ["b/2.dcm", "c/d/e.dcm"]
+    assert [i.path for i in items(tree, tmp_path, pattern="*.dcm")] == ["b/2.dcm", "c/d/e.dcm"]
     with pytest.raises(UsageError, match=r"holds no files that match '\*\.tif'"):
-        items(tree, tmp_path, "*.tif")
+        items(tree, tmp_path, pattern="*.tif")
 
 
 def test_our_own_output_inside_the_folder_is_left_out(tree, tmp_path):
-    assert [i.path for i in items(tree, tmp_path, exclude=[tree / "a.jpg", tree / "b"])] == [
+    assert [i.path for i in items(tree, tmp_path, ours=(tree / "a.jpg", tree / "b"))] == [
         "c/d/e.dcm"
     ]
 
@@ -172,13 +177,13 @@ def test_a_path_that_spells_a_later_occurrence_is_refused(tmp_path):
 
 def test_a_manifest_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     manifest = write(tmp_path / "m.parquet", path=["a", "b"])
-    column = comit.source.manifest._column
+    column = comit.source.manifest.Table.column
 
     def rewritten(*arguments):
         yield from column(*arguments)
         write(manifest, path=["a", "b", "a"])
 
-    monkeypatch.setattr(comit.source.manifest, "_column", rewritten)
+    monkeypatch.setattr(comit.source.manifest.Table, "column", rewritten)
     with pytest.raises(UsageError, match="changed while it was read"):
         items(manifest, tmp_path)
 
@@ -257,9 +262,9 @@ def test_hidden_identifiers_are_nowhere_in_the_list(tmp_path):
 def test_a_manifest_that_breaks_off_later_is_refused_without_quoting_it(tmp_path):
     lines = ["path,id"] + [f"{i}.png,{i}" for i in range(150_000)]
     (tmp_path / "m.csv").write_text("\n".join([*lines, "x.png,Doe^Jane,1", ""]))
-    with pytest.raises(UsageError, match="cannot be read after row") as caught:
+    with pytest.raises(UsageError, match="line 150002 has 3 cells") as caught:
         items(tmp_path / "m.csv", tmp_path)
-    assert "Doe" not in str(caught.value) and caught.value.__suppress_context__
+    assert "Doe" not in str(caught.value) and caught.value.__context__ is None
     (tmp_path / "n.csv").write_text("Doe^Jane,7\na.png,8\n")
     with pytest.raises(UsageError, match="no column 'path' among its 2") as caught:
         items(tmp_path / "n.csv", tmp_path)
@@ -339,3 +344,280 @@ def test_times_that_no_calendar_has_are_clamped(tmp_path):
     assert microseconds(10**22) == 253_402_300_799_000_000
     assert microseconds(-(10**22)) == -62_135_596_800_000_000
     assert microseconds(1_700_000_000_123_456_789) == 1_700_000_000_123_456
+
+
+def csv(tmp_path: Path, content: str | bytes, name: str = "m.csv") -> Path:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def touch(tmp_path: Path, *names: str) -> None:
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ('a.png,"open\nb.png,x\n', 2),  # to the end of the file
+        ('a.png,x\nb.png,"open\nc.png,x\n', 3),
+        ('a.png,"open\nb.png,"closed"\nc.png,x\n', 2),  # to the next quote
+        ('a.png,"a "word" in quotes"\n', 2),
+        ('"a.png,x\nb.png,x\n', 2),
+        ('a.png,x\n\nb.png,"' + "long\n" * 500_000, 4),
+    ],
+)
+def test_a_quote_that_is_not_closed_is_refused(tmp_path, rows, line):
+    with pytest.raises(UsageError, match=f"quote that opens in line {line} is not closed"):
+        items(csv(tmp_path, "path,note\n" + rows), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "first", "inside"),
+    [
+        ('a.png,"open\nb.png,closed"\n', 2, 3),
+        ('a.png,"open\nmore\nb.png,x\nc.png,"\n', 2, 4),
+        ('a.png,x\n"c.png,\nb.png",x\n', 3, 4),
+    ],
+)
+def test_a_row_of_a_file_inside_quotes_is_refused(tmp_path, rows, first, inside):
+    touch(tmp_path, "a.png", "b.png")
+    message = f"line {inside} is a row inside the quotes that open in line {first}"
+    with pytest.raises(UsageError, match=message):
+        items(csv(tmp_path, "path,note\n" + rows), tmp_path)
+
+
+def test_line_breaks_inside_quotes_are_read_whatever_the_size(tmp_path):
+    notes = ["one\ntwo", ("text, " * 50 + "\r\n") * 8000, 'say "A",\nand B']
+    rows = "".join(f'{i}.png,"{n.replace(chr(34), chr(34) * 2)}"\r\n' for i, n in enumerate(notes))
+    plain = "".join(f"p{i}.png,x\r\n" for i in range(20_000))
+    found, listing = listed(csv(tmp_path, "path,note\r\n" + rows + plain), tmp_path)
+    assert len(found) == 20_003
+    kept = pq.ParquetFile(tmp_path / "work" / "list.parquet").read_row_group(0)["note"]
+    assert kept.to_pylist()[:4] == [*notes, "x"]
+    assert any("3 rows have line breaks inside quotes" in note for note in listing.notes)
+
+
+def test_a_cell_without_an_end_costs_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(comit.source.csvfile, "LONGEST", 1000)
+    with pytest.raises(UsageError, match="line 3 is too long"):
+        items(csv(tmp_path, "path\na.png\n" + 2000 * "b"), tmp_path)
+    with pytest.raises(UsageError, match="quote that opens in line 2 is not closed"):
+        items(csv(tmp_path, 'path\n"' + 300 * "four\n"), tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_a_csv_is_read_in_its_encoding_and_with_its_delimiter(tmp_path, encoding, delimiter):
+    lines = ["path,ward", 'ä.png,"Süd, 1"', "b.png,"]
+    text = "\r\n".join(line.replace(",", delimiter) for line in lines)
+    found = items(csv(tmp_path, text.encode(encoding)), tmp_path)
+    assert [i.path for i in found] == ["ä.png", "b.png"]
+    kept = pq.read_table(tmp_path / "work" / "list.parquet")["ward"].to_pylist()
+    assert kept == [f"Süd{delimiter} 1", None]
+
+
+def test_excels_hint_at_the_delimiter_is_no_header(tmp_path):
+    found = items(csv(tmp_path, "sep=;\r\npath;ward\r\na.png;1,5\r\n"), tmp_path)
+    assert [i.path for i in found] == ["a.png"]
+    assert pq.read_table(tmp_path / "work" / "list.parquet")["ward"].to_pylist() == ["1,5"]
+
+
+def test_text_of_windows_is_read_and_noted(tmp_path):
+    touch(tmp_path, "Müller.png")
+    table = csv(tmp_path, "path,ward\nMüller.png,Süd\n".encode("cp1252"))
+    (item,), listing = listed(table, tmp_path)
+    assert item.file == os.fsencode(tmp_path / "Müller.png") and item.size == 1
+    assert pq.read_table(tmp_path / "work" / "list.parquet")["ward"].to_pylist() == ["Süd"]
+    assert ["read as Windows-1252" in n for n in listing.notes] == [True]
+
+
+def test_files_whose_names_are_latin_1_are_found(tmp_path):
+    raw = os.fsencode(tmp_path) + b"/M\xfcller.png"
+    Path(os.fsdecode(raw)).write_bytes(b"x")
+    (item,) = items(csv(tmp_path, b"path\nM\xfcller.png\n"), tmp_path)
+    assert item.file == raw
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path\nä.png\n".encode() + b"\xfc.png\n", "UTF-8 in one place and not in another"),
+        (b"path\n\x81\x8d.png\n", "after line . is text that is not cp1252"),
+        ("path\na".encode("utf-16") + b"\0", "after line . is text that is not utf-16"),
+    ],
+)
+def test_text_in_no_encoding_is_refused(tmp_path, content, message):
+    with pytest.raises(UsageError, match=message):
+        items(csv(tmp_path, content), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [
+        ("img\\a.png", "img/a.png"),
+        ("img\\Ward A\\b.png", "img/Ward A/b.png"),
+        ("img/M\u00fcller.png", "img/Mu\u0308ller.png"),
+        ("img/Mu\u0308ller.png", "img/M\u00fcller.png"),
+        ("S\u00fcd/Mu\u0308ller.png", "Su\u0308d/M\u00fcller.png"),
+        ("S\u00fcd\\M\u00fcller.png", "S\u00fcd/Mu\u0308ller.png"),
+        ("img\\a.png", "img\\a.png"),  # a backslash may stand in a name
+    ],
+)
+def test_paths_that_another_system_wrote_are_found(tmp_path, written, there):
+    touch(tmp_path, there)
+    (item,), listing = listed(write(tmp_path / "m.parquet", path=[written]), tmp_path)
+    assert item.file == os.fsencode(tmp_path / there) and item.size == 1
+    assert item.path == written and item.row_id == Identifiers().row_id(os.fsencode(written))
+    assert bool(listing.notes) == (written != there)
+
+
+def test_another_spelling_leads_out_of_nothing(tmp_path):
+    root = tmp_path / "root"
+    touch(tmp_path, "root/a.png", "up.png")
+    found = items(write(root / "m.parquet", path=["..\\up.png", "a.png"]), tmp_path)
+    assert [i.problem for i in found] == [Skip.OUTSIDE_ROOT, None]
+    found = items(root / "m.parquet", tmp_path, root=root)
+    assert [i.problem for i in found] == [Skip.OUTSIDE_ROOT, None]
+
+
+def test_a_manifest_beside_its_root_says_so(tmp_path):
+    table = write(tmp_path / "m.parquet", path=["a.png", "b.png", None])
+    _, listing = listed(table, tmp_path)
+    assert [f"none of the 2 files of {table} is there" in n for n in listing.notes] == [True]
+    touch(tmp_path, "a.png")
+    assert listed(table, tmp_path)[1].notes == ()
+
+
+def test_a_damaged_parquet_manifest_is_called_that(tmp_path):
+    path = tmp_path / "m.parquet"
+    table = pa.table({"path": [f"{i:06}.png" for i in range(5000)]})
+    pq.write_table(table, path, row_group_size=1000, use_dictionary=False, compression="none")
+    content = bytearray(path.read_bytes())
+    at = content.index(b"003500.png")
+    content[at - 4 : at] = b"\xff\xff\xff\x7f"  # the length of its text
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"after row \d+: the Parquet file is damaged"):
+        items(path, tmp_path)
+
+
+def test_results_are_no_input(tmp_path):
+    results = pa.table({"row_id": ["a"], "path": ["a.png"]}).replace_schema_metadata(
+        {"comit_run_id": "1"}
+    )
+    pq.write_table(results, tmp_path / "r.parquet")
+    with pytest.raises(UsageError, match=r"r\.parquet holds results of comit; give the folder"):
+        items(tmp_path / "r.parquet", tmp_path)
+    touch(tmp_path, "results/.comit/lock", "results/night.parquet")
+    with pytest.raises(UsageError, match="results holds results of comit; give the folder"):
+        items(tmp_path / "results", tmp_path)
+
+
+MADE = [
+    ".snapshot/hourly.0/a.jpg",
+    ".zfs/snapshot/a.jpg",
+    "~snapshot/a.jpg",
+    "2024/@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg",
+    "SYNOPHOTO_THUMB_M.jpg",
+    "#recycle/a.jpg",
+    "@Recycle/a.jpg",
+    "$Recycle.Bin/S-1/a.jpg",
+    "System Volume Information/x",
+    ".Trash-1000/a.jpg",
+    "._a.jpg",
+    "2024/.DS_Store",
+    "thumbs.db",
+    "Desktop.ini",
+    "lost+found/x",
+    ".@__thumb/a.jpg",
+]
+XRAYS = ["2024/a.jpg", "a.jpg", "b @eaDir.jpg", "recycle/a.jpg", "snapshot/a.jpg"]
+
+
+def test_what_file_servers_and_desktops_make_is_left_out(tmp_path):
+    root = tmp_path / "nas"
+    touch(root, *MADE, *XRAYS)
+    found, listing = listed(root, tmp_path)
+    assert sorted(i.path for i in found) == XRAYS
+    assert [i.row_id for i in found] == [Identifiers().row_id(os.fsencode(i.path)) for i in found]
+    assert sum(listing.left_out.values()) == len(MADE) and listing.left_out[".*"] == 6
+    found, listing = listed(root, tmp_path, include_hidden=True)
+    assert sorted(i.path for i in found) == sorted([*MADE, *XRAYS])
+    assert listing.left_out == {}
+
+
+def test_patterns_leave_out_and_take_in(tmp_path):
+    root = tmp_path / "nas"
+    touch(root, "#old/a.jpg", "x/#old/b.jpg", "x/test-1.jpg", "x/keep/test-2.jpg", "top.jpg")
+    touch(root, "x/top.jpg", ".hidden/c.jpg", ".other/d.jpg")
+    exclude = ("#old/", "test-*", "!keep/test-2.jpg", "!x/keep/test-2.jpg", "/top.jpg", "!.hidden")
+    found, listing = listed(root, tmp_path, exclude=exclude)
+    assert [i.path for i in found] == [".hidden/c.jpg", "x/top.jpg", "x/keep/test-2.jpg"]
+    assert listing.left_out == {"#old/": 2, "test-*": 1, "/top.jpg": 1, ".*": 1}
+    secret = Identifiers("hashed", b"k" * 16)
+    _, listing = listed(root, tmp_path, exclude=exclude, identifiers=secret)
+    assert listing.left_out == {"--exclude 1": 2, "--exclude 2": 1, "--exclude 5": 1, ".*": 1}
+
+
+def test_patterns_that_are_none_or_without_effect_are_refused(tree, tmp_path):
+    for pattern in ("", "!", "/", "["):
+        with pytest.raises(UsageError, match="is no pattern"):
+            items(tree, tmp_path, exclude=(pattern,))
+    with pytest.raises(UsageError, match=r"xrays holds no files .*left out: a\.jpg, b, c"):
+        items(tree, tmp_path, exclude=("a.jpg", "b", "c"))
+    manifest = write(tmp_path / "m.parquet", path=["a"])
+    with pytest.raises(UsageError, match="--exclude and --include-hidden are for folders"):
+        items(manifest, tmp_path, exclude=("a",))
+
+
+def test_a_link_to_what_is_left_out_is_the_file(tmp_path):
+    root = tmp_path / "annex"
+    touch(root, ".git/annex/objects/x.jpg", "seen.jpg")
+    (root / "a.jpg").symlink_to(".git/annex/objects/x.jpg")
+    (root / "b.jpg").symlink_to("seen.jpg")
+    (root / "latest").symlink_to(".git/annex")
+    found = items(root, tmp_path)
+    assert [(i.path, i.problem, i.size) for i in found] == [
+        ("a.jpg", None, 1),
+        ("seen.jpg", None, 1),
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["*.dcm", "*.DCM", "IMG*.Dcm"])
+def test_a_pattern_ignores_the_case_of_the_suffix(tmp_path, pattern):
+    touch(tmp_path / "d", "IMG1.DCM", "IMG2.dcm", "img.txt", "dcm")
+    found = items(tmp_path / "d", tmp_path, pattern=pattern)
+    assert [i.path for i in found] == ["IMG1.DCM", "IMG2.dcm"]
+
+
+def test_several_inputs_are_parts_of_the_folder_that_holds_them_all(tree, tmp_path):
+    touch(tree, "b/@eaDir/t.jpg", "z.jpg")
+    whole = {i.path: i.row_id for i in items(tree, tmp_path)}
+    given = [tree / "c", tree / "a.jpg", tree / "b" / "1.png", tree / "b", tree / "a.jpg"]
+    found = items(given, tmp_path)
+    assert [i.path for i in found] == ["a.jpg", "b/1.png", "b/2.dcm", "c/d/e.dcm"]
+    assert all(whole[i.path] == i.row_id for i in found)
+    jpgs = [i.path for i in items([*tree.glob("*.jpg")], tmp_path)]
+    assert jpgs == ["a.jpg", "z.jpg"]
+
+
+def test_several_inputs_are_there_and_no_tables(tree, tmp_path):
+    with pytest.raises(UsageError, match=r"gone\.jpg does not exist"):
+        items([tree / "a.jpg", tree / "gone.jpg"], tmp_path)
+    manifest = write(tmp_path / "m.parquet", path=["a"])
+    with pytest.raises(UsageError, match=r"m\.parquet is a table; give a manifest without other"):
+        items([tree, manifest], tmp_path)
+    with pytest.raises(UsageError, match="nothing to screen"):
+        items([], tmp_path)
+
+
+def test_a_link_between_inputs_is_visited_once_and_one_beside_them_is_outside(tree, tmp_path):
+    touch(tree, "beside.jpg")
+    (tree / "b" / "twin").symlink_to(tree / "c" / "d" / "e.dcm")
+    (tree / "b" / "out").symlink_to(tree / "beside.jpg")
+    found = {i.path: i.problem for i in items([tree / "b", tree / "c"], tmp_path)}
+    outside = Skip.OUTSIDE_ROOT
+    assert found == {"b/1.png": None, "b/2.dcm": None, "b/out": outside, "c/d/e.dcm": None}

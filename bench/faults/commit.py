@@ -24,7 +24,7 @@ from comit import durable
 from comit.errors import ComitError
 from comit.results import RUN, Row
 from comit.sink import Sink, compact
-from comit.source import SHARD, Item, Writer
+from comit.source import SHARD, Item, Listing, Writer
 
 ITEMS = SHARD + 88  # two shards
 SETTINGS = {"model": "a"}
@@ -81,7 +81,7 @@ def row(index: int, seed: int) -> Row:
 def night(out: str, changed: range = range(0), items: int = ITEMS, model: str = "a") -> None:
     """One run: a list of ``items``, of which some have ``changed``."""
 
-    def listed(to: BinaryIO, paths: BinaryIO) -> None:
+    def listed(to: BinaryIO, paths: BinaryIO) -> Listing:
         found = [
             Item(f"id{i}", f"{i}.png", b"%d" % i, f"{i}.png", i + 1000 * (i in changed), i)
             for i in range(items)
@@ -89,6 +89,7 @@ def night(out: str, changed: range = range(0), items: int = ITEMS, model: str = 
         with Writer(to, paths) as writer:
             for start in range(0, items, SHARD):
                 writer.write(found[start : start + SHARD])
+        return Listing()
 
     with Sink(out) as sink:
         if not sink.list(listed):

@@ -1,4 +1,4 @@
-"""What is to be screened: a folder, one file, or a manifest becomes a frozen work list.
+"""What is to be screened: folders, files, or a manifest become a frozen work list.
 
 The work list is a Parquet file of one row an item, in row groups of :data:`SHARD` rows, so that a
 run reads it shard by shard however many items there are:
@@ -17,10 +17,12 @@ open. It is apart because only with ``--identifiers plain`` may it touch a disk.
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +32,7 @@ from comit import durable
 from comit.errors import UsageError
 from comit.identifiers import Identifiers
 from comit.reasons import REASONS, Fail, Skip
-from comit.results import EARLIEST, LATEST
+from comit.results import EARLIEST, LATEST, STAGING
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,36 +60,106 @@ class Selection:
     """Which items, and what the work list may say of them."""
 
     pattern: str = "*"  # names to take of a folder
-    exclude: tuple[Path, ...] = ()  # paths of ours inside the folder
+    ours: tuple[Path, ...] = ()  # paths inside the folder that are results
+    exclude: tuple[str, ...] = ()  # patterns of what to leave out, as in a .gitignore file
+    include_hidden: bool = False  # takes what machines make, too: comit.source.leave_out
     identifiers: Identifiers = Identifiers()
     keep: tuple[str, ...] = ()  # manifest columns that may be passed through unless plain
     root: Path | None = None  # where a manifest's paths begin, and what they may not leave
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What was met on the way of listing an input, beside its items."""
+
+    left_out: dict[str, int] = field(default_factory=dict)  # rule -> files and folders
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Input:
+    """What is screened: a folder, an image or a manifest, or several folders and files.
+
+    ``root`` is the folder that names are relative to: a single folder itself, else the deepest
+    folder that all inputs lie in. Raises UsageError where one is not there or cannot be an input.
+    """
+
+    paths: tuple[Path, ...]
+    root: Path = field(init=False)
+    is_manifest: bool = field(init=False)
+
+    @staticmethod
+    def of(source: Path | str | Sequence[Path | str]) -> Input:
+        """One input, or several."""
+        return Input(tuple(map(Path, [source] if isinstance(source, Path | str) else source)))
+
+    def __post_init__(self) -> None:
+        from comit.source.manifest import is_manifest
+
+        if not self.paths:
+            raise UsageError("nothing to screen: name a folder, images or a manifest")
+        for path in self.paths:
+            if not path.exists():
+                raise UsageError(f"{path} does not exist; give a folder, an image or a manifest")
+            if (path / STAGING).is_dir():
+                raise UsageError(
+                    f"{path} holds results of comit; give the folder or the manifest that was "
+                    "screened"
+                )
+        manifests = [p for p in self.paths if p.is_file() and is_manifest(p)]
+        if manifests and len(self.paths) > 1:
+            raise UsageError(f"{manifests[0]} is a table; give a manifest without other inputs")
+        object.__setattr__(self, "is_manifest", bool(manifests))
+        if len(self.paths) == 1:
+            (path,) = self.paths
+            object.__setattr__(self, "root", path if path.is_dir() else path.parent)
+            return
+        paths = [Path(os.path.abspath(p)) for p in self.paths]  # noqa: PTH100 (links stay)
+        folders = {p for p in paths if p.is_dir()}
+        apart = sorted({p for p in paths if folders.isdisjoint(p.parents)}, key=os.fsencode)
+        object.__setattr__(self, "paths", tuple(apart))
+        above = Path(os.path.commonpath([p.parent for p in paths]))
+        object.__setattr__(self, "root", above)
+
+    def __str__(self) -> str:
+        return str(self.paths[0]) if len(self.paths) == 1 else f"{len(self.paths)} inputs"
+
+    def described(self) -> bytes:
+        """What tells one input from another."""
+        if len(self.paths) == 1:
+            return os.fsencode(self.paths[0].resolve())
+        names = b"\0".join(map(os.fsencode, self.paths))
+        digest = hashlib.blake2b(names, digest_size=8).hexdigest()
+        return b"%s (%d inputs, %s)" % (
+            os.fsencode(self.root.resolve()),
+            len(self.paths),
+            digest.encode(),
+        )
+
+
 def write_worklist(
-    source: Path, to: BinaryIO, files: BinaryIO, selection: Selection = Selection()
-) -> None:
+    source: Input, to: BinaryIO, files: BinaryIO, selection: Selection = Selection()
+) -> Listing:
     """Enumerates ``source`` into the work list ``to`` and the paths to open, ``files``.
 
     Raises UsageError where there is nothing to screen or the manifest cannot be used.
     """
     from comit.source import folder, manifest
 
-    if not source.exists():
-        raise UsageError(f"{source} does not exist; give a folder, an image or a manifest")
-    if source.is_file() and manifest.is_manifest(source):
-        manifest.write(source, to, files, selection)
-        return
+    if source.is_manifest:
+        if selection.exclude or selection.include_hidden:
+            raise UsageError(
+                f"--exclude and --include-hidden are for folders, and {source} is none"
+            )
+        return manifest.write(source.paths[0], to, files, selection)
     if selection.root is not None:
         raise UsageError(f"a root is for the paths of a manifest, and {source} is none")
-    if source.is_dir():
-        items = folder.items(source, selection)
-    else:
-        file, name = os.fsencode(source), os.fsencode(source.name)  # as if its folder were screened
-        items = iter([item(file, name, selection.identifiers)])
+    left_out: Counter[str] = Counter()
+    items = folder.items(source, selection, left_out)
     with Writer(to, files) as writer:
         while chunk := list(islice(items, SHARD)):
             writer.write(chunk)
+    return Listing(dict(left_out.most_common()))
 
 
 class Writer:

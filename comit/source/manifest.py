@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+from unicodedata import normalize
 
 from comit.errors import UsageError
 from comit.reasons import Fail, Skip
@@ -22,6 +23,7 @@ from comit.source import (
     PARQUET_MAGIC,
     SHARD,
     Item,
+    Listing,
     Selection,
     Writer,
     rechunk,
@@ -29,15 +31,25 @@ from comit.source import (
     stamp,
     unlike,
 )
+from comit.source.csvfile import LONGEST, WINDOWS, Csv
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
+
+CSV = (".csv", ".tsv")
+Stamp = tuple[int | None, int | None]
+Found = tuple[bytes, Skip | Fail | None, Stamp]
+NOT_THERE: Stamp = (None, None)
+NO_PATH: Found = (b"", Fail.NULL_PATH, NOT_THERE)
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a file is a Parquet table (by content) or a CSV table (by its name)."""
-    if path.suffix.lower() in (".csv", ".parquet"):
-        return True
+    """Whether a file is a Parquet table (by content or name) or a CSV table (by its name)."""
+    return path.suffix.lower() in (*CSV, ".parquet") or _is_parquet(path)
+
+
+def _is_parquet(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(4) == PARQUET_MAGIC
@@ -45,7 +57,7 @@ def is_manifest(path: Path) -> bool:
         return False
 
 
-def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -> None:
+def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -> Listing:
     """Writes the work list of ``manifest``; raises UsageError naming file, row and column.
 
     The manifest is read twice, so that what is remembered of a row is 8 bytes.
@@ -53,8 +65,13 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
 
     from comit.results import COLUMNS
 
-    schema, batches = _open(manifest)
-    identifiers, names = selection.identifiers, [n for n in schema.names if n not in ("path", "id")]
+    if selection.root is not None and not selection.root.is_dir():
+        raise UsageError(f"the root {selection.root} is not a folder")
+    place = Place(selection.root or manifest.parent, jailed=selection.root is not None)
+    table = Table(manifest, place)
+    place.encoding = table.encoding
+    identifiers, schema = selection.identifiers, table.schema
+    names = [n for n in schema.names if n not in ("path", "id")]
     hidden = identifiers.mode != "plain"
     if hidden:
         if unknown := [n for n in selection.keep if n not in names]:
@@ -70,17 +87,14 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
         _check(manifest, schema.field(n), field)
     key = "id" if "id" in schema.names else "path"
     began = stamp(os.fsencode(manifest))
-    twice = repeated(text or "" for text in _column(manifest, key))
+    twice = repeated(text or "" for text in table.column(key))
     seen: dict[str, int] = {}  # of those alone that may be there twice
     occurrences: Counter[bytes] = Counter()  # likewise
-    if selection.root is not None and not selection.root.is_dir():
-        raise UsageError(f"the root {selection.root} is not a folder")
-    base, count = os.fsencode(selection.root or manifest.parent), 0
-    jail = os.path.realpath(base) if selection.root else None
+    count = 0
     with Writer(to, files, passed) as writer:
-        for table in rechunk(_readable(manifest, batches), SHARD):
-            paths = _texts(manifest, table, "path", count)
-            ids = _texts(manifest, table, "id", count) if key == "id" else None
+        for rows in rechunk(table.batches(), SHARD):
+            paths = table.texts(rows, "path", count)
+            ids = table.texts(rows, "id", count) if key == "id" else None
             items = []
             for i, path in enumerate(paths):
                 name = os.fsencode(path) if path else b""
@@ -96,28 +110,208 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
                     identity = identifiers.given(known_by)
                 if doubtful and (first := seen.setdefault(identity, count + i)) != count + i:
                     raise UsageError(f"{manifest}: rows {first} and {count + i} have the same id")
-                file = os.path.join(base, name)  # noqa: PTH118 (bytes)
-                problem: Skip | Fail | None = None if path else Fail.NULL_PATH
-                if path and _leaves(base, name, jail):
-                    problem = Skip.OUTSIDE_ROOT
-                known = stamp(file) if problem is None else (None, None)
+                file, problem, known = place.find(path) if path else NO_PATH
                 shown = identifiers.path(name) if path else path
                 items.append(Item(identity, shown, file, identifiers.text(name), *known, problem))
-            kept = [_cast(table[n], f.type) for n, f in zip(names, passed, strict=True)]
+            kept = [_cast(rows[n], f.type) for n, f in zip(names, passed, strict=True)]
             writer.write(items, kept)
             count += len(paths)
     if not count:
         raise UsageError(f"{manifest} has no rows")
     if stamp(os.fsencode(manifest)) != began:
         raise UsageError(f"{manifest} changed while it was read; run again once it is complete")
+    return Listing(notes=(*table.notes(), *place.notes(manifest)))
 
 
-def _column(manifest: Path, name: str) -> Iterator[str | None]:
-    """The texts of one column, read apart."""
-    rows = 0
-    for batch in _readable(manifest, _open(manifest)[1]):
-        yield from _texts(manifest, batch, name, rows)
-        rows += batch.num_rows
+class Place:
+    """Where a manifest's paths begin, and the files that they mean."""
+
+    def __init__(self, base: Path, jailed: bool) -> None:
+        self.base = base
+        self._base = os.fsencode(base)
+        self._jail = os.path.realpath(self._base) if jailed else None
+        self.encoding = "utf-8"  # of the manifest
+        self.found = self.missing = self.respelled = 0
+
+    def find(self, path: str) -> Found:
+        """The file, what is wrong with it and its stamp.
+
+        Where no file has the name as written, one is looked for with slashes for backslashes and
+        its letters with accents composed or decomposed (Unicode's NFC and NFD), as file servers
+        and Windows change them.
+        """
+        name = os.fsencode(path)
+        file, problem, known = self._looked_at(name)
+        if problem is None and known == NOT_THERE:
+            for other in self._spellings(path):
+                found = self._looked_at(other)
+                if found[1] is not None or found[2] != NOT_THERE:
+                    self.respelled += found[1] is None
+                    file, problem, known = found
+                    break
+        self.found += known != NOT_THERE
+        self.missing += problem is None and known == NOT_THERE
+        return file, problem, known
+
+    def is_there(self, path: str) -> bool:
+        """Whether a path names a file, as it is written."""
+        return bool(path) and self._looked_at(os.fsencode(path))[2] != NOT_THERE
+
+    def notes(self, manifest: Path) -> list[str]:
+        """What to know of where the files were found."""
+        if self.missing and not self.found:
+            return [
+                f"none of the {self.missing:,} files of {manifest} is there: its paths begin at "
+                f"{self.base}; name another folder with --root"
+            ]
+        if self.respelled:
+            return [
+                f"{manifest}: {self.respelled:,} paths are spelled in another way than their files "
+                "(backslashes, or accents composed otherwise); the files were found"
+            ]
+        return []
+
+    def _looked_at(self, name: bytes) -> Found:
+        file = os.path.join(self._base, name)  # noqa: PTH118 (bytes)
+        if _leaves(self._base, name, self._jail):
+            return file, Skip.OUTSIDE_ROOT, NOT_THERE
+        return file, None, stamp(file)
+
+    def _spellings(self, path: str) -> Iterator[bytes]:
+        if self.encoding == WINDOWS:  # of its file system too, perhaps
+            yield path.encode(WINDOWS)
+        slashed = path.replace("\\", "/")
+        if slashed != path:
+            yield os.fsencode(slashed)
+        if not path.isascii():
+            yield self._composed(path)
+            yield self._composed(slashed)
+
+    def _composed(self, path: str) -> bytes:
+        """The path with each of its parts in the form in which it is there, if it is."""
+        name = b"/" if path.startswith("/") else b""
+        for part in path.split("/"):
+            forms = [os.fsencode(f) for f in (part, *(normalize(n, part) for n in ("NFC", "NFD")))]
+            each = [os.path.join(name, form) for form in forms]  # noqa: PTH118 (bytes)
+            name = next((n for n in each if self._looked_at(n)[2] != NOT_THERE), each[0])
+        return name
+
+
+class Table:
+    """A manifest's rows, read as often as asked for; raises UsageError naming file and column."""
+
+    def __init__(self, manifest: Path, place: Place) -> None:
+        import pyarrow as pa
+
+        self._manifest = manifest
+        self._csv: Csv | None = None
+        try:
+            if manifest.suffix.lower() in CSV and not _is_parquet(manifest):
+                self._csv = Csv(manifest, place.is_there)
+                # Identifiers keep their leading zeros: what could be a number stays as written.
+                self.schema = pa.schema([(n, pa.string()) for n in self._csv.names])
+            else:
+                with self._parquet() as file:
+                    self.schema = file.schema_arrow
+        except (OSError, pa.ArrowException) as error:
+            raise UsageError(
+                f"{manifest} is not a Parquet or CSV table that can be read"
+            ) from error
+        names = self.schema.names
+        if b"comit_run_id" in (self.schema.metadata or {}):
+            raise UsageError(
+                f"{manifest} holds results of comit; give the folder or the manifest that was "
+                "screened"
+            )
+        if "path" not in names:  # without a header, names of columns could be patients'
+            raise UsageError(
+                f"{manifest} has no column 'path' among its {len(names)}; the first line names "
+                "the columns, and the files' is called path"
+            )
+        if twice := [n for n, k in Counter(names).items() if k > 1]:
+            raise UsageError(f"{manifest} has two columns {twice[0]!r}")
+        kind = self.schema.field("path").type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not any(_is(kind, name) for name in ("string", "large_string", "string_view")):
+            raise UsageError(f"{manifest}: column 'path' is {kind}; it must hold text")
+
+    @property
+    def encoding(self) -> str:
+        """Of its text."""
+        return self._csv.encoding if self._csv else "utf-8"
+
+    def notes(self) -> list[str]:
+        """What to know of how the table was read."""
+        return self._csv.notes() if self._csv else []
+
+    def column(self, name: str) -> Iterator[str | None]:
+        """The texts of one column, read apart."""
+        rows = 0
+        for batch in self.batches([name]):
+            yield from self.texts(batch, name, rows)
+            rows += batch.num_rows
+
+    def texts(self, rows: pa.Table | pa.RecordBatch, name: str, row: int) -> list[str | None]:
+        """A column of some rows, the first of which is number ``row``."""
+        import pyarrow as pa
+
+        try:
+            texts: list[str | None] = rows[name].cast(pa.string()).to_pylist()
+            return texts
+        except (pa.ArrowException, UnicodeDecodeError):
+            raise UsageError(
+                f"{self._manifest}: column {name!r} holds no text, or none in UTF-8, after row "
+                f"{row}"
+            ) from None
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows; an error of Arrow, which quotes the table, becomes one that does not."""
+        import pyarrow as pa
+
+        if self._csv is not None:
+            yield from self._csv_batches(self._csv)
+            return
+        rows = 0
+        try:
+            with self._parquet() as file:
+                for batch in file.iter_batches(batch_size=SHARD, columns=columns):
+                    batch.validate(full=True)
+                    yield batch
+                    rows += batch.num_rows
+                whole = rows == file.metadata.num_rows
+        except (OSError, pa.ArrowException):
+            whole = False
+        if not whole:
+            raise UsageError(
+                f"{self._manifest} cannot be read after row {rows}: the Parquet file is damaged, "
+                "or holds text that is not UTF-8; write it anew"
+            ) from None
+
+    def _csv_batches(self, table: Csv) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        def batch() -> pa.RecordBatch:
+            # A ward may be called NA: only what is empty is null.
+            columns = ([cell or None for cell in cells] for cells in zip(*held, strict=True))
+            arrays = [pa.array(column, pa.string()) for column in columns]
+            return pa.record_batch(arrays, schema=self.schema)
+
+        held: list[list[str]] = []
+        size = 0
+        for cells in table.rows():
+            held.append(cells)
+            size += sum(map(len, cells))
+            if len(held) == SHARD or size > LONGEST:
+                yield batch()
+                held, size = [], 0
+        if held:
+            yield batch()
+
+    def _parquet(self) -> pq.ParquetFile:
+        """Opened with the checksums of its pages verified, where it has some."""
+        import pyarrow.parquet as pq
+
+        return pq.ParquetFile(self._manifest, page_checksum_verification=True)
 
 
 def _leaves(base: bytes, name: bytes, jail: bytes | None) -> bool:
@@ -193,74 +387,3 @@ def _check(manifest: Path, before: pa.Field, field: pa.Field) -> None:
             f"{manifest}: column {field.name!r} is {before.type}, which cannot be kept with "
             "results; leave it out, or store it as text"
         ) from None
-
-
-def _readable(manifest: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The batches; an error of Arrow, which quotes the table, becomes one that does not."""
-    import pyarrow as pa
-
-    rows = 0
-    while True:
-        try:
-            batch = next(batches, None)
-            if batch is not None:
-                batch.validate(full=True)
-        except (OSError, pa.ArrowException):
-            raise UsageError(
-                f"{manifest} cannot be read after row {rows}: a row of another length, or text "
-                "that is not UTF-8"
-            ) from None
-        if batch is None:
-            return
-        rows += batch.num_rows
-        yield batch
-
-
-def _texts(
-    manifest: Path, table: pa.Table | pa.RecordBatch, name: str, row: int
-) -> list[str | None]:
-    import pyarrow as pa
-
-    try:
-        texts: list[str | None] = table[name].cast(pa.string()).to_pylist()
-        return texts
-    except (pa.ArrowException, UnicodeDecodeError):
-        raise UsageError(
-            f"{manifest}: column {name!r} holds no text, or none in UTF-8, after row {row}"
-        ) from None
-
-
-def _open(manifest: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The table's schema and its batches; raises UsageError naming file and column."""
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet as pq
-
-    try:
-        if manifest.suffix.lower() == ".csv":
-            # Identifiers keep their leading zeros: what could be a number stays as written.
-            header = pa.csv.open_csv(manifest).schema.names
-            texts = pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(header, pa.string()),
-                strings_can_be_null=True,
-                null_values=[""],  # a ward may be called NA
-            )
-            reader = pa.csv.open_csv(manifest, convert_options=texts)
-            schema, batches = reader.schema, iter(reader)
-        else:
-            file = pq.ParquetFile(manifest)
-            schema, batches = file.schema_arrow, file.iter_batches(batch_size=SHARD)
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"{manifest} is not a Parquet or CSV table that can be read") from error
-    if "path" not in schema.names:  # without a header, names of columns could be patients'
-        raise UsageError(
-            f"{manifest} has no column 'path' among its {len(schema.names)}; the first line names "
-            "the columns, and the files' is called path"
-        )
-    if twice := [n for n, k in Counter(schema.names).items() if k > 1]:
-        raise UsageError(f"{manifest} has two columns {twice[0]!r}")
-    kind = schema.field("path").type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is(kind, "string_view")):
-        raise UsageError(f"{manifest}: column 'path' is {kind}; it must hold text")
-    return schema, batches
