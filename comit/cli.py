@@ -121,7 +121,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--workers",
     type=click.IntRange(1, 512),
-    help="Decoding processes [default: usable cores, 32 at most].",
+    help="Decoding processes [default: as cores and memory allow, 32 at most].",
 )
 @click.option(
     "--pattern",

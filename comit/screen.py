@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from comit import __version__, heap, preprocess_version
 from comit.card import BUNDLED, OperatingPoint, read_card
-from comit.config import usable_cores
+from comit.config import decoders, ring_bytes
 from comit.console import Console
 from comit.errors import Stopped, UsageError
 from comit.identifiers import Identifiers, Mode, read_key
@@ -49,7 +49,7 @@ class Options:
     device: str = "auto"  # cpu, cuda:0, cuda:0,cuda:1
     precision: str = "auto"  # fp32, bf16, fp16; auto is the fastest the device computes well
     batch_size: int | None = None  # images; None is the engine's own choice
-    workers: int | None = None  # decoding processes; None is the usable cores, 32 at most
+    workers: int | None = None  # decoding processes; None: as cores and memory allow, 32 at most
     pattern: str = "*"  # file names to take from a folder
     exclude: tuple[str, ...] = ()  # patterns of files and folders to leave out, as in .gitignore
     include_hidden: bool = False  # screen also what machines make: comit.source.leave_out
@@ -62,7 +62,7 @@ class Options:
     key: Path | None = None  # file with the key of hashed identifiers
     keep: tuple[str, ...] = ()  # manifest columns to pass through unless identifiers are plain
     retry_failed: bool = False  # screen again what failed in the results that are there
-    ring_bytes: int = 512 * 2**20  # memory for decoded pixels
+    ring_bytes: int = 512 * 2**20  # for decoded pixels; a quarter of the usable memory at most
     restart: bool = False  # forget an unfinished run
     metrics_file: Path | None = None  # how the run goes, in Prometheus' text format
 
@@ -123,7 +123,7 @@ def screen(
         raise UsageError(f"{out} is the input; give the results another name")
     card = read_card(options.model)
     point = operating_point(card.operating_points, options)
-    workers = options.workers or min(usable_cores(), 32)
+    workers = options.workers or decoders()
     with Sink(out, options.restart, options.retry_failed) as sink, ExitStack() as stack:
         names = identifiers(options, sink)
         ours = tuple(p for p in (sink.out, sink.staging, options.metrics_file) if p)
@@ -158,7 +158,13 @@ def screen(
             return nothing_new(sink)
         # The decoding processes start while the engine compiles.
         pool = stack.enter_context(
-            Pool(workers, options.ring_bytes, Limits(), options.timeout, options.view_policy)
+            Pool(
+                workers,
+                ring_bytes(options.ring_bytes),
+                Limits(),
+                options.timeout,
+                options.view_policy,
+            )
         )
         engine = load_engine(
             options.model,
