@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -621,3 +623,96 @@ def test_a_link_between_inputs_is_visited_once_and_one_beside_them_is_outside(tr
     found = {i.path: i.problem for i in items([tree / "b", tree / "c"], tmp_path)}
     outside = Skip.OUTSIDE_ROOT
     assert found == {"b/1.png": None, "b/2.dcm": None, "b/out": outside, "c/d/e.dcm": None}
+
+
+NAME = "Doe^Jane"
+META = {"patient": NAME}
+WORDS = pa.DictionaryArray.from_arrays(pa.array([0, None, 0]), ["a", NAME])
+INNER = pa.field(NAME, WORDS.type, metadata=META)
+STRUCTS = pa.StructArray.from_arrays([WORDS], fields=[INNER.with_name("a")])
+UUIDS = pa.uuid().wrap_array(pa.array([b"0" * 16, None, b"1" * 16], pa.binary(16)))
+SPANS = pa.array([0, 2, 2, 3], pa.int32())
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        (WORDS, ["a", None, "a"]),
+        (STRUCTS, [{"a": "a"}, {"a": None}, {"a": "a"}]),
+        (pa.ListArray.from_arrays(SPANS, WORDS, type=pa.list_(INNER)), [["a", None], [], ["a"]]),
+        (
+            pa.LargeListArray.from_arrays(SPANS, STRUCTS),
+            [[{"a": "a"}, {"a": None}], [], [{"a": "a"}]],
+        ),
+        (
+            pa.FixedSizeListArray.from_arrays(WORDS, type=pa.list_(INNER, 1)),
+            [["a"], [None], ["a"]],
+        ),
+        (pa.MapArray.from_arrays(SPANS, pa.array(["k", "l", "m"]), STRUCTS), None),
+        (
+            pa.MapArray.from_arrays(SPANS, WORDS.fill_null("a"), WORDS),
+            [[("a", "a"), ("a", None)], [], [("a", "a")]],
+        ),
+        (
+            pa.StructArray.from_arrays([UUIDS], fields=[pa.field("a", UUIDS.type, metadata=META)]),
+            [{"a": b"0" * 16}, {"a": None}, {"a": b"1" * 16}],
+        ),
+        (pa.array([0, None, 1], pa.timestamp("us", NAME)), None),
+        (pa.array([[0], None, [1]], pa.list_(pa.timestamp("us", NAME))), None),
+    ],
+)
+def test_hidden_columns_hold_no_name_that_no_row_has(tmp_path, column, values):
+    field = pa.field("x", column.type, metadata=META)
+    schema = pa.schema([pa.field("path", pa.string()), field], metadata=META)
+    table = pa.table([["a", "b", "c"], column], schema=schema)
+    compliant = {"use_compliant_nested_type": False}  # keeps the names of parts
+    pq.write_table(table, tmp_path / "m.parquet", **compliant)
+    assert NAME in str(pq.read_schema(tmp_path / "m.parquet")) or pa.types.is_map(column.type)
+    assert NAME.encode() in (tmp_path / "m.parquet").read_bytes()
+    secret = Identifiers("none", b"k" * 16)
+    items(tmp_path / "m.parquet", tmp_path, identifiers=secret, keep=("x",))
+    written = tmp_path / "work" / "list.parquet"
+    stored = pq.ParquetFile(written).metadata.metadata[b"ARROW:schema"]
+    assert NAME.encode() not in written.read_bytes() + base64.b64decode(stored)
+    found = pq.read_table(written)["x"]
+    assert values is None or found.to_pylist() == values
+    assert found.null_count == column.null_count
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["p-listdict.parquet", "p-structmeta.parquet"])
+def test_names_in_nested_columns_stay(tmp_path, faults, name):
+    manifest = faults / "private-nested-column" / name
+    assert len(pq.read_table(manifest)) == len(
+        items(manifest, tmp_path, identifiers=Identifiers("hashed", b"k" * 16), keep=("extra",))
+    )
+    written = tmp_path / "work" / "list.parquet"
+    stored = pq.ParquetFile(written).metadata.metadata[b"ARROW:schema"]
+    assert b"CANARY" not in written.read_bytes() + base64.b64decode(stored)
+
+
+@pytest.mark.real
+def test_manifests_that_other_programs_wrote_are_read(tmp_path, faults):
+    folder = tmp_path / "manifests"
+    shutil.copytree(faults / "manifests", folder)
+    touch(folder, "img/a.jpg", "img/Ward A/b.jpg", "img/Mu\u0308ller.jpg")
+    wards = {
+        "backslash.csv": ["1", "2"],
+        "latin1.csv": ["Pneumologie S\u00fcd"],
+        "nfc.csv": ["1"],
+        "semicolon.csv": ["1", "2"],
+        "utf16.csv": ["1"],
+        "view.parquet": None,
+    }
+    for name, expected in wards.items():
+        found = items(folder / name, tmp_path)
+        assert [i.problem for i in found] == [None] * len(found)
+        assert all(i.size == 1 for i in found), name
+        kept = pq.read_table(tmp_path / "work" / "list.parquet")["ward"].to_pylist()
+        assert expected is None or kept == expected
+
+
+@pytest.mark.real
+def test_a_row_that_a_quote_swallowed_is_refused(tmp_path, faults):
+    with pytest.raises(UsageError, match="quote that opens in line 2 is not closed"):
+        items(faults / "csv-quote-swallows-rows" / "quote.csv", tmp_path)

@@ -329,7 +329,8 @@ def _plain(field: pa.Field, hidden: bool) -> pa.Field:
 
     Without extension types: code behind such a type's name is never called. Views, which Arrow
     reads and cannot filter, become what they are views of. Where identifiers are hidden also
-    without metadata and dictionary, which can hold a name that no row has.
+    without what can hold a name that no row has: metadata, dictionaries, names of time zones and of
+    the parts of lists and maps. A struct's names stay, like the column's, which the user named.
     """
     field = field.with_type(_plain_type(field.type, hidden))
     return field.remove_metadata() if hidden else field
@@ -338,8 +339,9 @@ def _plain(field: pa.Field, hidden: bool) -> pa.Field:
 def _plain_type(kind: pa.DataType, hidden: bool) -> pa.DataType:
     import pyarrow as pa
 
-    def plain(nested: pa.Field) -> pa.Field:
-        return _plain(nested, hidden)
+    def plain(nested: pa.Field, name: str | None = None) -> pa.Field:
+        field = _plain(nested, hidden)
+        return field.with_name(name) if name and hidden else field
 
     if isinstance(kind, pa.BaseExtensionType):
         return _plain_type(kind.storage_type, hidden)
@@ -348,13 +350,16 @@ def _plain_type(kind: pa.DataType, hidden: bool) -> pa.DataType:
     if pa.types.is_struct(kind):
         return pa.struct([plain(kind.field(i)) for i in range(kind.num_fields)])
     if pa.types.is_map(kind):
-        return pa.map_(plain(kind.key_field), plain(kind.item_field), kind.keys_sorted)
+        key, value = plain(kind.key_field, "key"), plain(kind.item_field, "value")
+        return pa.map_(key, value, kind.keys_sorted)
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(plain(kind.value_field), kind.list_size)
+        return pa.list_(plain(kind.value_field, "element"), kind.list_size)
     for name in ("list", "large_list", "list_view", "large_list_view"):
         if _is(kind, name):
             make = getattr(pa, "list_" if name == "list" else name)
-            return make(plain(kind.value_field))
+            return make(plain(kind.value_field, "element"))
+    if pa.types.is_timestamp(kind) and kind.tz and hidden:
+        return pa.timestamp(kind.unit, "UTC")
     if _is(kind, "string_view"):
         return pa.string()
     return pa.binary() if _is(kind, "binary_view") else kind
