@@ -18,8 +18,14 @@ LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    r"""Text that a terminal shows and does not obey; bytes that are not UTF-8 become ``\xNN``."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name (PEP 383)
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return ascii(character)[1:-1]
 
 
 class Console:

@@ -7,6 +7,7 @@ name, picture, DICOM tags, and the README in their folder.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -72,7 +73,7 @@ def demo(directory: Path, count: int = 12, seed: int = 0) -> list[Path]:
         if any(directory.iterdir()):
             raise UsageError(f"{directory} is not empty; name a new folder for the phantoms")
         readme = README.format(seed=seed, name=directory.name or directory)
-        (directory / "README.txt").write_text(readme, encoding="utf-8")
+        (directory / "README.txt").write_bytes(os.fsencode(readme))  # it holds a folder's name
         return [_write(directory, number, seed) for number in range(1, count + 1)]
     except OSError as error:
         raise UsageError(f"{directory} cannot be written: {error.strerror}") from error

@@ -108,7 +108,12 @@ def stopping(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Stopped(
-            f"writing {out} failed: {error.strerror or 'an error of the disk'}; what was "
-            "published is kept. Make room and run the same command to resume"
-        ) from error
+        raise failed(out, error) from error
+
+
+def failed(out: Path, error: OSError) -> Stopped:
+    """What to say where writing results fails."""
+    return Stopped(
+        f"writing {out} failed: {error.strerror or 'an error of the disk'}; what was "
+        "published is kept. Make room and run the same command to resume"
+    )

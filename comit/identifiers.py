@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +60,15 @@ class Identifiers:
 
     def _hash(self, value: bytes) -> str:
         return hmac.new(self._key, value, hashlib.sha256).hexdigest()
+
+
+def names(text: str) -> tuple[bytes, bytes]:
+    r"""The names that a text of :meth:`Identifiers.text` may stand for: as it is, or with ``\xNN``.
+
+    Which of them there is, the file system knows.
+    """
+    plain = text.encode("utf-8", "surrogateescape")
+    return plain, re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), plain)
 
 
 def read_key(path: Path) -> bytes:

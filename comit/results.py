@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from comit import parquet
 from comit.errors import UsageError
 from comit.reasons import Caution
 
@@ -149,14 +150,15 @@ def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
     column of a name asked for.
     """
     import pyarrow as pa
-    import pyarrow.dataset as ds
 
     ours = {f.name: f for f in schema()}
     try:
         files = [Path(path)]
         if files[0].is_dir():
             files = data_files(files[0])
-        data = ds.dataset([str(f) for f in files], format="parquet")
+        if not files:
+            raise UsageError(f"{path} is a folder without results of comit")
+        data = parquet.dataset(files)
         present = data.schema.names
         if not {"row_id", "status"} <= set(present):
             raise UsageError(f"{path} is not a results file of comit: no row_id and status")

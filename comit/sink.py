@@ -24,10 +24,11 @@ from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from comit import durable, heap
-from comit.errors import Stopped, UsageError
+from comit import durable, heap, parquet
+from comit.errors import ComitError, Stopped, UsageError
 from comit.merge import CONTENT, Tally, final_schema, merge
 from comit.reasons import Fail
 from comit.results import FINDINGS, IDENTITY, STAGING, Row, schema
@@ -60,6 +61,7 @@ class Sink:
         self._closing = ExitStack()  # files that are open while the run lasts
         self._closing.callback(os.close, lock(self.out, self.staging))
         self._mutex = Lock()
+        self._under_way = False  # frozen and not finished: whatever ends the run, it resumes
         self._pending: dict[int, dict[int, Row]] = {}  # shard -> index -> row
         self.unchanged = 0  # items left out because earlier rows of theirs stand
         self.done = 0  # rows that earlier, interrupted runs published
@@ -73,18 +75,38 @@ class Sink:
             if restart:
                 self._clear()
         except BaseException:
-            self._closing.close()
+            with self._closing:
+                if not self.resumable:
+                    self._target.tidy()
             raise
 
     def __enter__(self) -> Sink:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        raised: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         with self._closing:
-            if not self.resumable:  # finished, or never began: leave nothing behind
+            gone = self._under_way and not self.resumable
+            if self.resumable:
+                if self._pending:
+                    self._stop()
+            elif not gone:  # finished, or never began: leave nothing behind
                 self._target.tidy()
-            elif self._pending:
-                self._stop()
+        if gone and isinstance(raised, ComitError | OSError):
+            raise Stopped(
+                f"{self.staging} is gone, and with it the rows of this run: {self.out} was removed "
+                "or renamed. Put it back, and the same command resumes; else it begins anew"
+            ) from raised
+        if self._under_way and isinstance(raised, OSError):
+            raise durable.failed(self.out, raised) from raised
+        if self._under_way and isinstance(raised, UsageError):
+            raise Stopped(
+                f"{raised}. The rows so far are kept: the same command resumes"
+            ) from raised
 
     @property
     def resumable(self) -> bool:
@@ -137,7 +159,7 @@ class Sink:
         self._closing.enter_context(paths)
         heap.trim()  # what listing took, before the long part
         try:
-            self._worklist = pq.ParquetFile(self.staging / "worklist.parquet")
+            self._worklist = parquet.opened(self.staging / "worklist.parquet")
             self._files = pq.ParquetFile(paths)
         except (OSError, pa.ArrowException):
             raise UsageError(
@@ -185,6 +207,7 @@ class Sink:
                     if (self.staging / name).exists():
                         durable.sync(self.staging / name)
                 durable.write_json(self.staging / RUN, run)
+        self._under_way = True
         self.run_id, self._began = run["run_id"], datetime.fromisoformat(run["began"])
         self._metadata = {
             "comit_run_id": self.run_id,
@@ -242,6 +265,7 @@ class Sink:
                 raise Stopped("the merged file is incomplete; run the same command to redo it")
             name = f"night-{self._began:%Y%m%dT%H%M%SZ}-{self.run_id}.parquet"
             self._target.put(merged, name, carry=self._retry)
+        self._under_way = False
         return tally
 
     def _parts(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
@@ -280,10 +304,10 @@ class Sink:
                     listed.replace(worklist)
                 else:
                     with durable.create(worklist) as file:
-                        _take(pq.ParquetFile(listed), wanted, file)
+                        _take(parquet.opened(listed), wanted, file)
                 _take(pq.ParquetFile(paths), wanted, chosen)
             else:
-                rows = self._realigned(pq.read_table(listed, columns=["row_id", "name"]))
+                rows = self._realigned(parquet.table(listed, ["row_id", "name"]))
                 files = pq.read_table(paths).take(rows)
                 pq.write_table(files, chosen, row_group_size=SHARD)
             if private:
@@ -308,14 +332,13 @@ class Sink:
         """Which of the listed items are to be screened; None for all."""
         import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
         before = None
         if self._grows or self._retry:
             before = self._target.earlier(("row_id", "path", "file_size", "file_mtime", "status"))
         if before is None:
             return None
-        now = pq.read_table(listed, columns=["row_id", "path", "size", "mtime"])
+        now = parquet.table(listed, ["row_id", "path", "size", "mtime"])
         at = pc.index_in(now["row_id"], before["row_id"].combine_chunks())
         was = before.take(at)
         stamps = (
@@ -338,9 +361,8 @@ class Sink:
     def _realigned(self, listed: pa.Table) -> pa.ChunkedArray:
         """Where each item of the frozen list is listed; null for one that is not any more."""
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
-        frozen = pq.read_table(self.staging / "worklist.parquet", columns=["row_id", "name"])
+        frozen = parquet.table(self.staging / "worklist.parquet", ["row_id", "name"])
         # The id of a manifest's row may have got another file since: both must be the same.
         now, then = (
             pc.binary_join_element_wise(t["row_id"], t["name"], "\0") for t in (listed, frozen)
@@ -379,9 +401,7 @@ class Sink:
         except (Stopped, MemoryError):
             raise
         except Exception:  # whatever Arrow raises; its text quotes the value
-            written = {
-                i: row if self._can_write(shard, i, row) else UNWRITABLE for i, row in rows.items()
-            }
+            written = self._writable(shard, rows)
             if written == rows:
                 raise
             self._write(self._table(shard, written), to)
@@ -403,17 +423,22 @@ class Sink:
             columns[f"file_{name}"] = pc.coalesce(column, work[name].cast(column.type))
         return pa.table(list(columns.values()), schema=self._part_schema())
 
-    def _can_write(self, shard: int, index: int, row: Row) -> bool:
-        """Whether a part of this row alone can be made."""
+    def _writable(self, shard: int, rows: dict[int, Row]) -> dict[int, Row]:
+        """The rows, and a failed one in the place of each of which no part can be made."""
         try:
-            table = self._table(shard, {index: row})
+            table = self._table(shard, rows)
             with durable.parquet(BytesIO(), table.schema, "zstd") as writer:
                 writer.write_table(table)
+            return rows
         except MemoryError:
             raise
         except Exception:  # as in _publish
-            return False
-        return True
+            indices = [*rows]
+            if len(indices) == 1:
+                return {indices[0]: UNWRITABLE}
+            middle = len(indices) // 2
+            halves = ({i: rows[i] for i in half} for half in (indices[:middle], indices[middle:]))
+            return {i: r for half in halves for i, r in self._writable(shard, half).items()}
 
     def _write(self, table: pa.Table, to: Path) -> None:
         """Publishes a table as ``to``, once it reads back as written."""
@@ -424,7 +449,7 @@ class Sink:
                     with durable.parquet(file, table.schema, "zstd") as writer:
                         writer.write_table(table)
                     durable.finish(file)
-                with _reader(temporary) as file:
+                with parquet.opened(temporary) as file:
                     if file.read(["row_id"], use_threads=False)["row_id"] != table["row_id"]:
                         raise Stopped(f"{temporary.name} does not read back as written")
                 durable.publish(temporary, to)
@@ -444,7 +469,7 @@ class Sink:
             return None
         columns = None if columns is None else ["row_id", *columns]
         try:
-            with _reader(path) as file:
+            with parquet.opened(path) as file:
                 table = file.read(columns, use_threads=False)
                 whole = file.schema_arrow == self._part_schema()
             expected = self._worklist.read_row_group(shard, ["row_id"], use_threads=False)
@@ -460,7 +485,7 @@ class Sink:
         import pyarrow as pa
 
         try:
-            with _reader(self._partial(shard)) as file:
+            with parquet.opened(self._partial(shard)) as file:
                 table = file.read(["row_id", *FINDINGS], use_threads=False)
             at = table.schema.get_field_index("file_mtime")  # a number again, as rows have it
             table = table.set_column(at, "file_mtime", table["file_mtime"].cast(pa.int64()))
@@ -535,20 +560,9 @@ def findings_schema() -> pa.Schema:
     return pa.schema([schema().field(n) for n in FINDINGS])
 
 
-def _reader(path: Path) -> pq.ParquetFile:
-    """A part that is read with its checksums verified.
-
-    By ``ParquetFile`` and without threads, here as wherever a run reads row groups: what
-    ``read_table`` and Arrow's threads allocate for the same rows stays with the process.
-    """
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(path, page_checksum_verification=True)
-
-
 def _same_rows(merged: Path, worklist: pq.ParquetFile) -> bool:
     """Whether a file has the rows of the work list, and in their order."""
-    with _reader(merged) as file:
+    with parquet.opened(merged) as file:
         if file.metadata.num_rows != worklist.metadata.num_rows:
             return False
         ids = (
@@ -558,20 +572,20 @@ def _same_rows(merged: Path, worklist: pq.ParquetFile) -> bool:
         return all(a == b for a, b in zip(*ids, strict=True))
 
 
-def _take(parquet: Any, wanted: pa.BooleanArray | None, to: BinaryIO) -> None:
+def _take(listed: pq.ParquetFile, wanted: pa.BooleanArray | None, to: BinaryIO) -> None:
     """Copies the wanted rows in row groups of a shard."""
 
     def chosen() -> Iterator[pa.RecordBatch]:
         start = 0
-        for i in range(parquet.num_row_groups):
-            table = parquet.read_row_group(i)
+        for i in range(listed.num_row_groups):
+            table = listed.read_row_group(i)
             if wanted is not None:
                 mask = wanted.slice(start, table.num_rows)
                 start += table.num_rows
                 table = table.filter(mask)
             yield from table.to_batches()
 
-    with durable.parquet(to, parquet.schema_arrow) as writer:
+    with durable.parquet(to, listed.schema_arrow) as writer:
         for table in rechunk(chosen(), SHARD):
             writer.write_table(table, row_group_size=SHARD)
     to.flush()

@@ -19,12 +19,12 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comit import durable
+from comit import durable, parquet
 from comit.errors import Stopped, UsageError
 from comit.results import STAGING, data_files
 from comit.source import PARQUET_MAGIC
@@ -54,13 +54,20 @@ class Target(ABC):
 
     out: Path
     staging: Path
+    foreign: str  # what to say of a Parquet file that holds something else
     outlive: tuple[str, ...] = (LOCK, KEY)  # what stays while the staging folder does
 
     def recover(self) -> None:  # noqa: B027
         """Finishes what a killed run had begun to put in place."""
 
-    def check(self) -> None:  # noqa: B027
-        """Raises UsageError where something else lies among the results."""
+    def check(self) -> None:
+        """Raises UsageError where something else than results lies in their place, or damaged."""
+        for file in self.files():
+            with legible(file):
+                found = parquet.schema(file)
+            said = any(key.startswith(b"comit_") for key in found.metadata or ())
+            if not said or not {"row_id", "file_mtime"} <= {*found.names}:
+                raise UsageError(self.foreign.format(file))
 
     @abstractmethod
     def files(self) -> list[Path]:
@@ -77,20 +84,17 @@ class Target(ABC):
     def earlier(self, columns: Sequence[str]) -> pa.Table | None:
         """Columns of all rows that are here; None without any."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         tables = []
         for file in self.files():
             with legible(file):
-                tables.append(pq.read_table(file, columns=list(columns)))
+                tables.append(parquet.table(file, columns))
         return pa.concat_tables(t.replace_schema_metadata() for t in tables) if tables else None
 
     def refuse(self, metadata: dict[str, str]) -> None:
         """Raises UsageError where results of this metadata cannot join those that are here."""
-        import pyarrow.parquet as pq
-
         for file in self.files()[-1:]:
-            before = pq.read_schema(file).metadata or {}
+            before = parquet.schema(file).metadata or {}
             found = {k.decode(): v.decode() for k, v in before.items()}
             if changed := [name for k, name in SAME.items() if found.get(k) != metadata[k]]:
                 raise UsageError(
@@ -100,10 +104,8 @@ class Target(ABC):
 
     def refuse_columns(self, schema: pa.Schema) -> None:
         """Raises UsageError where a run has other columns than the results that are here."""
-        import pyarrow.parquet as pq
-
         for file in self.files()[-1:]:
-            before = pq.read_schema(file)
+            before = parquet.schema(file)
             if before.remove_metadata() != schema.remove_metadata():
                 both = {*before.names} ^ {*schema.names}
                 raise UsageError(
@@ -115,6 +117,8 @@ class Target(ABC):
 
 class File(Target):
     """``results.parquet``, with ``.results.parquet.comit`` beside it while a run is under way."""
+
+    foreign = "{} is a table that comit did not write and will not replace; give another --out"
 
     def __init__(self, out: Path) -> None:
         self.out, self.staging = out, out.with_name(f".{out.name}.comit")
@@ -141,6 +145,7 @@ class File(Target):
 class Folder(Target):
     """``results/``, one file a night."""
 
+    foreign = "{} holds no results of comit; move it out of the folder"
     outlive = (LOCK, KEY, JOURNAL)
 
     def __init__(self, out: Path) -> None:
@@ -159,29 +164,15 @@ class Folder(Target):
         """The nights, and what compacting made of them."""
         return data_files(self.out)
 
-    def check(self) -> None:
-        """Raises UsageError for a file that holds no results."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        for file in self.files():
-            try:
-                names = pq.read_schema(file).names
-            except (OSError, pa.ArrowException):
-                names = []
-            if "row_id" not in names or "file_mtime" not in names:
-                raise UsageError(f"{file} holds no results of comit; move it out of the folder")
-
     def put(self, merged: Path, name: str, carry: bool) -> None:
         """Adds a night; rows that older files have of the same items leave those."""
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
-        new = pq.read_table(merged, columns=["row_id"])["row_id"].combine_chunks()
+        new = parquet.table(merged, ["row_id"])["row_id"].combine_chunks()
         replaced: list[str] = []
         removed: list[str] = []
         for file in self.files():
-            if not pc.any(pc.is_in(pq.read_table(file, columns=["row_id"])["row_id"], new)).as_py():
+            if not pc.any(pc.is_in(parquet.table(file, ["row_id"])["row_id"], new)).as_py():
                 continue
             left = self.staging / f"left-{file.name}"
             rows = _rewrite(
@@ -233,7 +224,7 @@ class Folder(Target):
             clear(self.staging, self.outlive)
             return
         shutil.rmtree(self.staging, ignore_errors=True)
-        if not any(self.out.iterdir()):
+        with suppress(OSError):  # others' files are in it, or it is gone
             self.out.rmdir()
 
     def compact(self, rows: int = COMPACT_ROWS) -> tuple[int, int]:
@@ -241,22 +232,20 @@ class Folder(Target):
 
         Returns how many were merged, and how many rows they have.
         """
-        import pyarrow.parquet as pq
-
-        small = [f for f in self.files() if pq.read_metadata(f).num_rows < rows]
+        small = [f for f in self.files() if parquet.rows(f) < rows]
         if len(small) < 2:
             return 0, 0
-        schemas = [pq.read_schema(f) for f in small]
+        schemas = [parquet.schema(f) for f in small]
         metadata = _joined([s.metadata or {} for s in schemas])
         schema = schemas[-1].with_metadata(metadata)
         merged = self.staging / MERGED
-        expected = sum(pq.read_metadata(f).num_rows for f in small)
+        expected = sum(parquet.rows(f) for f in small)
         with durable.create(merged) as file:
             with durable.parquet(file, schema, "zstd") as writer:
                 for table in gathered(t for f in small for t in row_groups(f)):
                     writer.write_table(table.cast(schema), row_group_size=ROW_GROUP)
             durable.finish(file)
-        if pq.read_metadata(merged).num_rows != expected:
+        if parquet.rows(merged) != expected:
             raise Stopped(f"{merged} is incomplete; nothing was changed")
         name = f"compact-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}.parquet"
         self._commit(name, [], [f.name for f in small], ends=False)
@@ -285,7 +274,10 @@ def find(out: Path | str) -> Target:
             f"{path} will be a Parquet file: end its name in .parquet, or in / for a folder"
         )
     if path.exists() and not is_parquet(path):
-        raise UsageError(f"{path} exists and holds no results; give another name")
+        raise UsageError(
+            f"{path} is not a whole Parquet file: something else, or damaged results. Move it "
+            "away, or give another --out"
+        )
     return File(path)
 
 
@@ -315,12 +307,10 @@ def damaged(path: Path) -> UsageError:
 
 def row_groups(file: Path) -> Iterator[pa.Table]:
     """A Parquet file's row groups."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(file) as parquet:
-        for i in range(parquet.num_row_groups):
+    with parquet.opened(file) as groups:
+        for i in range(groups.num_row_groups):
             with legible(file):
-                table = parquet.read_row_group(i)
+                table = groups.read_row_group(i)
             yield table
 
 
@@ -357,9 +347,7 @@ def _rewrite(
     old: Path, to: Path, change: Callable[[pa.Table], pa.Table], schema: pa.Schema | None
 ) -> int:
     """Writes a durable copy of ``old`` with each row group changed; returns its rows."""
-    import pyarrow.parquet as pq
-
-    schema = schema or pq.read_schema(old)
+    schema = schema or parquet.schema(old)
     rows = 0
     with durable.create(to) as file:
         with durable.parquet(file, schema, "zstd") as writer:
@@ -375,9 +363,8 @@ def _renew(old: Path, new: Path, to: Path) -> None:
     """Copies ``old`` with the rows of ``new`` in the places of those with the same ``row_id``."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    fresh = pq.read_table(new)
+    fresh = parquet.table(new)
     ids = fresh["row_id"].combine_chunks()
 
     def renewed(table: pa.Table) -> pa.Table:
@@ -386,7 +373,7 @@ def _renew(old: Path, new: Path, to: Path) -> None:
         chosen = pc.if_else(pc.is_null(at), here, pc.add(at, table.num_rows))
         return pa.concat_tables([table, fresh.cast(table.schema)]).take(chosen)
 
-    if _rewrite(old, to, renewed, fresh.schema) != pq.read_metadata(old).num_rows:
+    if _rewrite(old, to, renewed, fresh.schema) != parquet.rows(old):
         raise Stopped(f"{to} is incomplete; run the same command again")
 
 

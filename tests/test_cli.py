@@ -83,7 +83,8 @@ def test_failed_rows_give_exit_code_3(tmp_path, tiny_model, pictures):
 
 def test_wrong_use_is_one_line_exit_2_and_nothing_overwritten(tmp_path, tiny_model, pictures):
     out = tmp_path / "r.parquet"
-    pq.write_table(pa.table({"kept": [1]}), out)
+    kept = pa.table({"row_id": ["1"], "file_mtime": [1]})
+    pq.write_table(kept.replace_schema_metadata({"comit_version": "0.1.0"}), out)
     before = out.read_bytes()
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -110,7 +111,11 @@ def test_wrong_use_is_one_line_exit_2_and_nothing_overwritten(tmp_path, tiny_mod
     assert manifest.read_text() == "path\na.png\n"
     thesis = tmp_path / "thesis.parquet"
     thesis.write_text("years of work")
-    one_line(comit("screen", pictures, "--out", thesis, "--model", tiny_model), 2, "no results")
+    one_line(comit("screen", pictures, "--out", thesis, "--model", tiny_model), 2, "not a whole")
+    cohort = tmp_path / "cohort.parquet"
+    pq.write_table(kept, cohort)
+    one_line(comit("screen", pictures, "--out", cohort, "--model", tiny_model), 2, "did not write")
+    assert pq.read_table(cohort) == kept
     one_line(comit("screen", pictures, "--out", "r.csv", "--model", tiny_model), 2, "in .parquet")
     one_line(comit("screen", pictures, "--out", "/dev/null", "--model", tiny_model), 2, "neither")
     one_line(comit("screen", pictures, "--out", "", "--model", tiny_model), 2, "neither")

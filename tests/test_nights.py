@@ -344,9 +344,13 @@ def test_a_retry_of_other_settings_is_refused(tmp_path, night, pictures):
 
 def test_what_is_no_result_in_the_folder_is_named(tmp_path, night, pictures):
     night()
-    (tmp_path / "results" / "x.parquet").write_bytes(b"garbage")
+    other = tmp_path / "results" / "x.parquet"
     for action in (night, lambda: compact(tmp_path / "results", 9)):
+        pq.write_table(pa.table({"row_id": ["somebody's"]}), other)
         with pytest.raises(UsageError, match=r"x\.parquet holds no results of comit"):
+            action()
+        other.write_bytes(b"garbage")
+        with pytest.raises(UsageError, match=r"x\.parquet is damaged or cannot be read"):
             action()
 
 

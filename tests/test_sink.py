@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
+import shutil
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import pyarrow as pa
@@ -141,7 +142,9 @@ def test_rows_are_the_same_only_in_their_order(tmp_path):
 
 def test_the_old_result_stays_until_the_new_one_is_whole(tmp_path):
     out = tmp_path / "r.parquet"
-    pq.write_table(pa.table({"old": [1]}), out)
+    with opened(out, N) as sink:
+        fill(sink)
+        sink.finish()
     before = out.read_bytes()
     with pytest.raises(Stopped), opened(out, N) as sink:
         fill(sink, 10)
@@ -300,3 +303,99 @@ def test_a_shard_in_which_no_single_row_is_at_fault_keeps_its_error(tmp_path, mo
         assert fill(sink) == N
         sink.finish()
     check(tmp_path / "r.parquet", N)
+
+
+def foreign(out, columns, metadata=None):
+    table = pa.table({name: ["x"] for name in columns})
+    pq.write_table(table.replace_schema_metadata(metadata), out)
+
+
+@pytest.mark.parametrize(
+    ("columns", "metadata"),
+    [
+        (["patient"], None),
+        (["row_id", "status", "file_mtime", "label"], None),  # results with somebody's labels
+        (["path"], {"comit_version": "0.1.0"}),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"restart": True}, {"retry_failed": True}])
+def test_a_table_that_comit_did_not_write_is_never_replaced(tmp_path, columns, metadata, options):
+    out = tmp_path / "cohort.parquet"
+    foreign(out, columns, metadata)
+    before = out.read_bytes()
+    with (
+        pytest.raises(UsageError, match="did not write and will not replace"),
+        opened(out, N, **options),
+    ):
+        pass
+    assert out.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("cut", ["head", "middle", "footer", "end"])
+@pytest.mark.parametrize("options", [{}, {"retry_failed": True}])
+def test_damaged_results_are_named(tmp_path, cut, options):
+    out = tmp_path / "r.parquet"
+    with opened(out, N) as sink:
+        fill(sink)
+        sink.finish()
+    data = out.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    damaged = {
+        "head": b"\0" * 4 + data[4:],
+        "middle": data[:4] + bytes(footer - 4) + data[footer:],
+        "footer": data[: footer + 9] + b"\xff" * 40 + data[footer + 49 :],
+        "end": data[:-9],
+    }[cut]
+    out.write_bytes(damaged)
+    with ExitStack() as expected:
+        if cut != "middle" or options:  # a file that is replaced whole need not be read whole
+            expected.enter_context(pytest.raises(UsageError, match=r"r\.parquet is .*amaged"))
+        with opened(out, N, **options) as sink:
+            fill(sink)
+            sink.finish()
+    assert out.read_bytes() == damaged or (cut == "middle" and not options)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+@pytest.mark.parametrize("how", ["removed", "renamed"])
+@pytest.mark.parametrize("when", [1, SHARD - 1, N])
+def test_an_output_that_goes_away_while_a_run_writes_it_stops_the_run(tmp_path, folder, how, when):
+    place = tmp_path / "place"
+    place.mkdir()
+    out = place / ("results" if folder else "r.parquet")
+    with pytest.raises(Stopped, match=r"is gone.*the same command resumes"), opened(out, N) as sink:
+        for added, (index, _) in enumerate([*sink.todo()]):
+            sink.add(index, row(index))
+            if added + 1 == when:
+                place.rename(tmp_path / "away") if how == "renamed" else shutil.rmtree(place)
+        sink.finish()
+    assert not place.exists()
+    if how == "renamed":
+        (tmp_path / "away").rename(place)
+    else:
+        place.mkdir()
+    with opened(out, N) as sink:
+        fill(sink)
+        tally = sink.finish()
+    assert tally.rows == N
+
+
+def test_results_that_are_damaged_while_a_run_adds_to_them_stop_it_and_it_resumes(tmp_path):
+    out = tmp_path / "results"
+    with opened(out, N) as sink:
+        fill(sink)
+        sink.finish()
+    (night,) = out.glob("*.parquet")
+    whole = night.read_bytes()
+    with (
+        pytest.raises(Stopped, match=r"is damaged.*The rows so far are kept"),
+        opened(out, N + 1) as sink,
+    ):
+        fill(sink)
+        night.write_bytes(whole[:-9])
+        sink.finish()
+    night.write_bytes(whole)
+    with opened(out, N + 1) as sink:
+        assert fill(sink) == 0
+        sink.finish()

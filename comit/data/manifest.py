@@ -121,7 +121,8 @@ def write(rows: Sequence[Row], out: Path) -> None:
     columns = {k: pa.array([relative(r.get(k)) for r in rows], t) for k, t in kinds.items()}
     temporary = out.with_name(out.name + ".new")
     try:
-        pq.write_table(pa.table(columns), temporary)
+        with temporary.open("wb") as file:
+            pq.write_table(pa.table(columns), file)
         temporary.replace(out)
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}") from error

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from comit.decode import Image, Limits, open_image
 from comit.decode.worker import read_file
 from comit.errors import ItemError, UsageError
+from comit.identifiers import names
 from comit.preprocess import SIZE, picture
 from comit.reasons import Fail
 from comit.results import decode_mask
@@ -58,7 +59,8 @@ class Pictures:
             )
         if root is None and "root" not in said:
             raise UsageError("these results do not say where their pictures are; give --images")
-        folder = root or Path(said["root"])
+        found = [root] if root else [Path(os.fsdecode(name)) for name in names(said["root"])]
+        folder = next((f for f in found if f.is_dir()), found[0])
         if not folder.is_dir():
             raise UsageError(f"{folder} is not a folder; give the screened one with --images")
         self._root = os.path.realpath(os.fsencode(folder))
@@ -70,7 +72,7 @@ class Pictures:
         masks are never laid over another picture.
         """
         path = row["path"] or ""
-        for name in (path.encode(), _as_listed(path)):
+        for name in names(path):
             if b"\0" in name:
                 break
             file = os.path.realpath(os.path.join(self._root, name))  # noqa: PTH118
@@ -103,11 +105,6 @@ def open_as(row: Row, data: bytes) -> Image:
 def show(image: Image) -> Grey:
     """(H, W) uint8 in the tones it was screened in, air dark. Raises ItemError."""
     return np.rint(picture(image.samples(), image.presentation) * 255).astype(np.uint8)
-
-
-def _as_listed(path: str) -> bytes:
-    r"""The bytes of a name of which those that are not UTF-8 are shown as ``\xNN``."""
-    return re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), path.encode())
 
 
 class Masks(NamedTuple):

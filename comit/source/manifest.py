@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from unicodedata import normalize
 
+from comit import parquet
 from comit.errors import UsageError
 from comit.reasons import Fail, Skip
 from comit.source import (
@@ -35,7 +36,6 @@ from comit.source.csvfile import LONGEST, WINDOWS, Csv
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 CSV = (".csv", ".tsv")
 Stamp = tuple[int | None, int | None]
@@ -211,7 +211,7 @@ class Table:
                 # Identifiers keep their leading zeros: what could be a number stays as written.
                 self.schema = pa.schema([(n, pa.string()) for n in self._csv.names])
             else:
-                with self._parquet() as file:
+                with parquet.opened(self._manifest) as file:
                     self.schema = file.schema_arrow
         except (OSError, pa.ArrowException) as error:
             raise UsageError(
@@ -273,7 +273,7 @@ class Table:
             return
         rows = 0
         try:
-            with self._parquet() as file:
+            with parquet.opened(self._manifest) as file:
                 for batch in file.iter_batches(batch_size=SHARD, columns=columns):
                     batch.validate(full=True)
                     yield batch
@@ -306,12 +306,6 @@ class Table:
                 held, size = [], 0
         if held:
             yield batch()
-
-    def _parquet(self) -> pq.ParquetFile:
-        """Opened with the checksums of its pages verified, where it has some."""
-        import pyarrow.parquet as pq
-
-        return pq.ParquetFile(self._manifest, page_checksum_verification=True)
 
 
 def _leaves(base: bytes, name: bytes, jail: bytes | None) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from comit import parquet
 from comit.decode import open_image
 from comit.errors import ItemError, UsageError
 from comit.preprocess import SIZE, area_average, preprocess
@@ -75,10 +76,9 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     ``disease_mask`` (paths).
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        table = parquet.table(path)
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{path} cannot be read as a Parquet manifest") from error
     if missing := [c for c in COLUMNS if c not in table.column_names]:

@@ -88,7 +88,7 @@ def evaluate(
     drawn = draw(found, predictions, cohort, network, config.seed, out) if pictures else {}
     replace_file(out / DATA, lambda p: p.write_text(json.dumps(found, indent=1) + "\n"))
     text = "\n".join(page(found, opened, drawn)) + "\n"
-    replace_file(out / PAGE, lambda p: p.write_text(text, encoding="utf-8"))
+    replace_file(out / PAGE, lambda p: p.write_text(text, "utf-8", "backslashreplace"))
     console.line(f"{out / PAGE}: {found['images']} images of {found['patients']} patients")
     return found
 
