@@ -91,6 +91,11 @@ def open_model(model: Path) -> tuple[Card, bytes]:
     Engines load these bytes, not the path: the file that was checked is the file that runs.
     Raises ModelError.
     """
+    if model.is_dir():
+        raise ModelError(
+            f"{model} is a folder; make a model file of a training run with: comit export onnx "
+            f"{model} --out model.onnx"
+        )
     try:
         content = model.read_bytes()
     except OSError as error:

@@ -152,6 +152,8 @@ def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
     import pyarrow as pa
 
     ours = {f.name: f for f in schema()}
+    if not Path(path).exists():
+        raise UsageError(f"{path} does not exist; comit screen INPUT --out {path} makes results")
     try:
         files = [Path(path)]
         if files[0].is_dir():

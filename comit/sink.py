@@ -187,7 +187,10 @@ class Sink:
                 self.listing = Listing(left_out, tuple(map(str, run.get("notes", ()))))
             except (TypeError, ValueError):
                 raise damaged(self.staging / RUN) from None
-            if changed := [k for k, v in settings.items() if run["settings"].get(k) != v]:
+            before = run["settings"]
+            if changed := [k for k, v in settings.items() if before.get(k) != v]:
+                if "input" in changed and before.get("identifiers") == "plain":
+                    changed[changed.index("input")] += f" ({before.get('input')})"
                 raise UsageError(
                     f"{self.out} has an unfinished run with another {', '.join(changed)}; "
                     "run as before to resume it, or add --restart to begin again"

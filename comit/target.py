@@ -37,6 +37,7 @@ JOURNAL, RUN, MERGED, KEY, LOCK = "commit.json", "run.json", "merged.parquet", "
 ROW_GROUP = 8192  # rows of a row group, and
 HELD_BYTES = 8 * 2**20  # what they may take while they are gathered: memory stays flat
 COMPACT_ROWS = 1_000_000  # of a file that compacting leaves alone
+ROOT = "comit_root"
 # What a night may not differ in from those before, by its name in the metadata of their files.
 SAME = {
     "comit_model_sha256": "model",
@@ -45,7 +46,7 @@ SAME = {
     "comit_schema": "schema",
     "comit_identifiers": "identifiers or key",
     "comit_view_policy": "view policy",
-    "comit_root": "input folder",
+    ROOT: "input folder",
 }
 
 
@@ -97,6 +98,8 @@ class Target(ABC):
             before = parquet.schema(file).metadata or {}
             found = {k.decode(): v.decode() for k, v in before.items()}
             if changed := [name for k, name in SAME.items() if found.get(k) != metadata[k]]:
+                if found.get(ROOT) != metadata[ROOT] and found.get("comit_identifiers") == "plain":
+                    changed[changed.index(SAME[ROOT])] += f" ({found.get(ROOT)})"
                 raise UsageError(
                     f"{self.out} holds results of another {', '.join(changed)}; run as before, "
                     "or give these results another --out"

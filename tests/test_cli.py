@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from comit.cli import main, unforeseen
+from comit.identifiers import Identifiers
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
@@ -73,6 +74,17 @@ def test_a_screened_folder_has_a_row_a_file(tmp_path, tiny_model, pictures):
     assert report["rows"] == report["status"]["ok"] == pq.read_metadata(out).num_rows
 
 
+def test_several_inputs_have_the_ids_of_the_folder_that_holds_them(tmp_path, tiny_model, pictures):
+    out, given = tmp_path / "r.parquet", sorted(pictures.glob("*.png"))
+    options = ("--model", tiny_model, "--masks", "none")
+    assert comit("screen", *given, "--out", out, *options).exit_code == 0
+    rows = pq.read_table(out).to_pylist()
+    assert [r["path"] for r in rows] == [p.name for p in given]
+    assert [r["row_id"] for r in rows] == [Identifiers().row_id(p.name.encode()) for p in given]
+    again = comit("screen", out, "--out", tmp_path / "again.parquet", *options)
+    one_line(again, 2, "r.parquet holds results of comit; give the folder or the manifest")
+
+
 def test_failed_rows_give_exit_code_3(tmp_path, tiny_model, pictures):
     (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     out = tmp_path / "r.parquet"
@@ -95,6 +107,15 @@ def test_wrong_use_is_one_line_exit_2_and_nothing_overwritten(tmp_path, tiny_mod
     screen = ("screen", "--out", out, "--model", tiny_model)
     one_line(comit(*screen, tmp_path / "nowhere"), 2, "nowhere", "does not exist")
     one_line(comit(*screen, empty), 2, "empty", "holds no files")
+    run = tmp_path / "run"
+    run.mkdir()
+    one_line(
+        comit("screen", pictures, "--out", out, "--model", run), 2, f"comit export onnx {run} --out"
+    )
+    one_line(comit("worklist", tmp_path / "no.parquet", "--out", out), 2, "no.parquet does not")
+    one_line(comit(*screen, pictures, no_path), 2, "m.csv is a table")
+    one_line(comit(*screen, pictures, "--exclude", "["), 2, "'[' is no pattern")
+    one_line(comit(*screen, no_path, "--include-hidden"), 2, "are for folders")
     one_line(comit(*screen, no_path), 2, "m.csv", "no column 'path'")
     one_line(comit("screen", pictures, "--out", out, "--model", not_a_model), 2, "bad.onnx")
     one_line(comit(*screen, pictures, "--report", tmp_path / "no" / "r.json"), 2, "r.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 
 import pytest
@@ -16,7 +17,8 @@ from comit.look.worklist import COLUMNS, inert, triage, worklist
 def listed(tmp_path, rows, *arguments, **options):
     out = tmp_path / "worklist.csv"
     worklist(rf.write(tmp_path / "r.parquet", rows), out, *arguments, **options)
-    with out.open(newline="", encoding="utf-8") as file:
+    assert out.read_bytes().startswith(codecs.BOM_UTF8)  # Excel reads it as UTF-8
+    with out.open(newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 

@@ -56,9 +56,9 @@ def test_what_is_not_results_is_refused_and_named(tmp_path):
     for file, why in [
         (other, "no row_id and status"),
         (text, "cannot be read as Parquet"),
-        (tmp_path / "nowhere", "cannot be read as Parquet"),
+        (tmp_path / "nowhere", "does not exist; comit screen"),
         (twice, "two rows of one row_id"),
-        (empty, "no row_id and status"),
+        (empty, "is a folder without results of comit"),
     ]:
         with pytest.raises(UsageError, match=f"{file.name}.*{why}"):
             read(file)

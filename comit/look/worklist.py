@@ -49,7 +49,8 @@ def worklist(
     """Writes the work list of ``results`` to ``out`` and returns its number of rows.
 
     Rows that are ok come by descending ``by``, then those that failed, which somebody has to look
-    at too; skipped ones are left out. ``extra`` are columns of the manifest.
+    at too; skipped ones are left out. ``extra`` are columns of the manifest. The CSV is
+    UTF-8 with a byte order mark.
     """
     columns = list(dict.fromkeys((*COLUMNS, *extra)))
     rows = read(results, columns).to_pylist()
@@ -57,7 +58,8 @@ def worklist(
     ok = triage([r for r in rows if r["status"] == "ok"], by)
     listed = ok + [r for r in rows if r["status"] == "failed"]
     try:
-        with out.open("w", newline="", encoding="utf-8") as file:
+        # With the mark Excel knows UTF-8, and without it shows names garbled.
+        with out.open("w", newline="", encoding="utf-8-sig") as file:
             writer = csv.writer(file)
             writer.writerow(["rank", *(inert(c) for c in columns)])
             for rank, row in enumerate(listed, start=1):
