@@ -105,6 +105,10 @@ class Caution(Code):
     NO_FILE_META = "no_file_meta", "DICOM without preamble or file meta information"
     LENGTH = "length", "PixelData is longer than Rows x Columns needs; the rest was ignored"
     SYNTAX_MISMATCH = "syntax_mismatch", "the stream is not what the transfer syntax says"
+    END_MARKER = (
+        "end_marker",
+        "a marker or delimiter is missing behind a picture that is whole",
+    )
     DUPLICATE_UID = "duplicate_uid", "another row has this SOPInstanceUID and other bytes"
     IDENTICAL_COPY = "identical_copy", "another row that is ok has the same size and CRC-32"
     VALUE_LEFT_OUT = "value_left_out", "a value of the file does not fit its column: null here"

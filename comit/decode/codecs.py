@@ -2,7 +2,8 @@
 
 Compressed streams go to bare codecs of imagecodecs, which release the GIL and decode into the
 caller's memory. A stream's own header is read first: its size must be the data set's, so that
-no codec takes more memory than was granted.
+no codec takes more memory than was granted. What a codec leaves unwritten would be memory of
+other pictures: docs/decoding.md says for each why it leaves nothing, and a test tries them all.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import io
 import itertools
 import struct
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -25,6 +26,11 @@ from comit.errors import ItemError
 from comit.reasons import Caution, Fail
 
 Pixels = NDArray[Any]
+
+FRAGMENTS = 100_000  # items of encapsulated pixel data; one frame has one, rarely some hundred
+BLOCK = 2**18  # pixels that are converted at a time, so that no wide copy of a frame is made
+SPARE = 2**16  # bytes that an RLE segment may have beyond its pixels: padding
+REVERSIBLE = 1  # the 5/3 wavelet transform, ISO/IEC 15444-1 table A.20
 
 
 class Codec(Enum):
@@ -68,6 +74,7 @@ class Format:
     swapped: bool  # bytes are swapped in pairs: 8-bit samples in big-endian words, PS3.5 8.1.1
     frames: int
     overlays: bool  # unused bits may hold overlay planes (retired, PS3.3 C.9.2)
+    lossy: bool = False  # reversible JPEG 2000 may have been cut to a size, by the header
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -99,6 +106,7 @@ class Stream(NamedTuple):
     samples: int
     bits: int  # precision
     signed: bool
+    lossless: bool
     frame: jpeg.Frame | None = None
 
 
@@ -106,35 +114,57 @@ class Encapsulated(NamedTuple):
     """Where encapsulated pixel data (PS3.5 A.4) lies in the file."""
 
     fragments: list[tuple[int, int]]  # start and stop of each, without the offset table
-    complete: bool  # ends with the sequence delimiter
+    is_delimited: bool  # by the sequence delimiter, or by their defined length
 
 
 def find_fragments(data: bytes, start: int, length: int) -> Encapsulated:
-    """Walks the items of encapsulated pixel data: ``length`` bytes, or up to the delimiter."""
+    """Walks the items of encapsulated pixel data: ``length`` bytes, or up to the delimiter.
+
+    Whole fragments without a delimiter behind them are all there; the codec says whether the
+    picture is. Raises ItemError ``truncated`` where the file ends in one, ``corrupt``,
+    ``too_complex``.
+    """
     found: list[tuple[int, int]] = []
-    defined = length != UNDEFINED
-    offset, end = start, start + length if defined else len(data)
+    is_delimited = length != UNDEFINED
+    offset, end = start, start + length if is_delimited else len(data)
     while offset + 8 <= end:
         group, element, length = struct.unpack_from("<HHI", data, offset)
         offset += 8
         if (group, element) == (0xFFFE, 0xE0DD):
-            return Encapsulated(found[1:], True)
+            is_delimited = True
+            break
         if (group, element) != (0xFFFE, 0xE000) or length == UNDEFINED:
-            raise ItemError(Fail.CORRUPT)
+            if len(found) < 2:
+                raise ItemError(Fail.CORRUPT)
+            is_delimited = False
+            break
         if offset + length > end:
-            return Encapsulated(found[1:], False)
+            raise ItemError(Fail.TRUNCATED)
+        if len(found) == FRAGMENTS:
+            raise ItemError(Fail.TOO_COMPLEX)
         found.append((offset, offset + length))
         offset += length
-    return Encapsulated(found[1:], defined)
+    return Encapsulated(found[1:], is_delimited)
 
 
-def frame_bytes(data: bytes, start: int, length: int, fmt: Format, index: int) -> bytes:
-    """The compressed stream of one frame; raises ItemError ``truncated`` or ``no_pixels``."""
+def frame_bytes(
+    data: bytes,
+    start: int,
+    length: int,
+    fmt: Format,
+    warn: Callable[[Caution], None],
+    index: int = 0,
+) -> bytes:
+    """The compressed stream of one frame.
+
+    Raises ItemError ``truncated``, ``no_pixels`` and what :func:`find_fragments` does.
+    """
     parts = find_fragments(data, start, length)
-    if not parts.complete:
-        raise ItemError(Fail.TRUNCATED)
-    if not parts.fragments or len(parts.fragments) < fmt.frames:
-        raise ItemError(Fail.NO_PIXELS if not parts.fragments else Fail.TRUNCATED)
+    if len(parts.fragments) < max(fmt.frames, 1):
+        is_empty = parts.is_delimited and not parts.fragments
+        raise ItemError(Fail.NO_PIXELS if is_empty else Fail.TRUNCATED)
+    if not parts.is_delimited:
+        warn(Caution.END_MARKER)
     if fmt.frames == 1:
         return b"".join(data[a:b] for a, b in parts.fragments)
     if len(parts.fragments) == fmt.frames:
@@ -155,9 +185,10 @@ def sniff(data: bytes) -> Stream | None:
     """
     if data.startswith(b"\xff\xd8\xff"):
         frame = jpeg.read_frame(data)
-        codec = Codec.JPEG_LS if frame.marker == jpeg.JPEG_LS else Codec.JPEG
+        is_ls = frame.marker == jpeg.JPEG_LS
+        lossless = jpeg.near(data, frame) == 0 if is_ls else frame.marker in jpeg.LOSSLESS
         size = (frame.height, frame.width, frame.components, frame.precision)
-        return Stream(codec, *size, False, frame)
+        return Stream(Codec.JPEG_LS if is_ls else Codec.JPEG, *size, False, lossless, frame)
     start = 0
     if data.startswith(b"\0\0\0\x0cjP  \r\n\x87\n"):  # a JP2 file, which DICOM forbids
         start = data.find(b"\xff\x4f\xff\x51")
@@ -167,9 +198,19 @@ def sniff(data: bytes) -> Stream | None:
         raise ItemError(Fail.TRUNCATED)
     # SIZ (ISO/IEC 15444-1 A.5.1): Xsiz, Ysiz, XOsiz, YOsiz, four of tiles, Csiz, Ssiz
     x, y, x0, y0, _, _, _, _, components, depth = struct.unpack_from(">8IHB", data, start + 8)
-    return Stream(
-        Codec.JPEG_2000, y - y0, x - x0, components, (depth & 0x7F) + 1, bool(depth & 0x80)
-    )
+    signed, bits = bool(depth & 0x80), (depth & 0x7F) + 1
+    lossless = _transform(data, start + 2) == REVERSIBLE
+    return Stream(Codec.JPEG_2000, y - y0, x - x0, components, bits, signed, lossless)
+
+
+def _transform(data: bytes, offset: int) -> int | None:
+    """The wavelet transform that the COD segment of a main header names (A.6.1)."""
+    while offset + 14 <= len(data) and data[offset] == 0xFF:
+        marker, length = data[offset + 1], struct.unpack_from(">H", data, offset + 2)[0]
+        if marker == 0x52:
+            return data[offset + 13]
+        offset += 2 + length
+    return None
 
 
 def decode_frame(
@@ -192,7 +233,7 @@ def decode_frame(
     if codec is Codec.DEFLATE:
         return native_frame(_inflate(data, (fmt.frame_bits + 7) // 8), 0, fmt, warn)
     if codec is Codec.RLE:
-        return native_frame(*_unpack_rle(data, fmt), warn)
+        return _unpack_rle(data, fmt, warn)
     if stream is None:
         raise ItemError(Fail.DECODE)
     if (stream.rows, stream.columns, stream.samples) != (fmt.rows, fmt.columns, fmt.samples):
@@ -200,7 +241,9 @@ def decode_frame(
     if fmt.floating or stream.bits > max(8, fmt.allocated) or stream.bits > 32:
         raise ItemError(Fail.BAD_GEOMETRY)
     pixels = _run(stream, data, fmt, out)
-    return _in_format(pixels, stream, fmt)
+    if data.rfind(jpeg.EOI) < 0:  # EOC of JPEG 2000 is the same
+        warn(Caution.END_MARKER)
+    return _in_format(pixels, stream, fmt, warn)
 
 
 def _run(stream: Stream, data: bytes, fmt: Format, out: Pixels | None) -> Pixels:
@@ -237,15 +280,25 @@ def _run(stream: Stream, data: bytes, fmt: Format, out: Pixels | None) -> Pixels
     return pixels
 
 
-def _in_format(pixels: Pixels, stream: Stream, fmt: Format) -> Pixels:
+def _in_format(
+    pixels: Pixels, stream: Stream, fmt: Format, warn: Callable[[Caution], None]
+) -> Pixels:
     """A codec's values as the data set means them.
 
-    A codec is given clean values, so they are not masked to BitsStored, which in lossy streams
-    would turn an overshoot into black. PixelRepresentation says whether they are signed; the
-    stream's precision, how many bits to extend (693_J2KR.dcm: unsigned 14 bits, holding -2000).
+    Lossless streams hold the words that were stored, with what lies above BitsStored: they are
+    cut as native ones are. A lossy codec was given clean values: a mask would turn an overshoot
+    into black. PixelRepresentation says whether values are signed; the stream's precision, how
+    many bits to extend (693_J2KR.dcm: unsigned 14 bits, holding -2000).
     """
     if pixels.shape != fmt.shape:
         raise ItemError(Fail.DECODE)
+    lossless = stream.lossless and not (stream.codec is Codec.JPEG_2000 and fmt.lossy)
+    if lossless and fmt.samples == 1 and fmt.stored < stream.bits <= fmt.allocated:
+        size = fmt.allocated // 8
+        words = pixels.astype(f"{pixels.dtype.kind}{size}", copy=False).view(f"u{size}")
+        if stream.bits <= fmt.high:  # values at the top of a word, and a stream without a top
+            fmt = replace(fmt, high=fmt.stored - 1)
+        return _stored_bits(words.reshape(-1), fmt, warn).reshape(fmt.shape)
     bits = stream.bits if stream.codec is Codec.JPEG_2000 else min(stream.bits, fmt.stored)
     if stream.signed != fmt.signed or (fmt.signed and stream.codec is not Codec.JPEG_2000):
         unsigned = pixels.view(f"u{pixels.dtype.itemsize}")
@@ -257,21 +310,49 @@ def _in_format(pixels: Pixels, stream: Stream, fmt: Format) -> Pixels:
     return pixels if pixels.dtype == fmt.dtype else pixels.astype(fmt.dtype)
 
 
-def _unpack_rle(data: bytes, fmt: Format) -> tuple[bytes, int, Format]:
-    """Native bytes of a frame: little-endian, and planar as RLE segments are (PS3.5 G.2)."""
-    import dataclasses
-
-    import imagecodecs
-
-    width = max(fmt.allocated // 8, 1)
-    segments = int.from_bytes(data[:4], "little")
-    if segments != fmt.samples * width:
-        raise ItemError(Fail.CORRUPT)
-    with _translated(Fail.DECODE):
-        raw = bytes(imagecodecs.dicomrle_decode(data, np.dtype(f"<u{width}")))
-    if len(raw) < (fmt.frame_bits + 7) // 8:
+def _unpack_rle(data: bytes, fmt: Format, warn: Callable[[Caution], None]) -> Pixels:
+    """The frame of an RLE stream (PS3.5 annex G): a segment for each byte of each sample."""
+    if len(data) < 64:
         raise ItemError(Fail.TRUNCATED)
-    return raw, 0, dataclasses.replace(fmt, planar=True, big_endian=False, swapped=False)
+    width = max(fmt.allocated // 8, 1)
+    count, *offsets = struct.unpack_from("<16I", data)
+    if count != fmt.samples * width or count > 15:
+        raise ItemError(Fail.CORRUPT)
+    limits = [*offsets[:count], len(data)]
+    if max(limits) > len(data):
+        raise ItemError(Fail.TRUNCATED)
+    if limits[0] < 64 or limits != sorted(limits):
+        raise ItemError(Fail.CORRUPT)
+    size = -(-fmt.rows * fmt.columns * min(fmt.allocated, 8) // 8)  # of each segment, in bytes
+    raw = np.empty((fmt.samples, size, width), np.uint8)
+    segment = np.empty(size + SPARE, np.uint8)
+    for i, (start, end) in enumerate(itertools.pairwise(limits)):
+        if _unpack_segment(data[start:end], segment, size) > size:
+            warn(Caution.LENGTH)
+        raw[i // width, :, width - 1 - i % width] = segment[:size]  # the high byte comes first
+    # Native bytes: little-endian and planar. Every sample has its own segment: none are shared.
+    photometric = fmt.photometric.replace("YBR_FULL_422", "YBR_FULL")
+    fmt = replace(fmt, planar=True, big_endian=False, swapped=False, photometric=photometric)
+    return native_frame(raw.reshape(-1).data, 0, fmt, warn)
+
+
+def _unpack_segment(packed: bytes, out: NDArray[np.uint8], least: int) -> int:
+    """Unpacks one segment; how many bytes of ``out`` were written, one after the other."""
+    from imagecodecs import packbits_decode
+
+    for end in (len(packed), len(packed) - 1):  # the last may pad to an even length, G.3.1
+        try:
+            written = len(packbits_decode(packed[:end], out=out.data))
+        except MemoryError:
+            raise
+        except Exception as error:  # imagecodecs has no common base of its errors
+            if "TOO_SMALL" in str(error):
+                raise ItemError(Fail.CORRUPT) from None
+            continue
+        if written >= least:
+            return written
+        break
+    raise ItemError(Fail.TRUNCATED)
 
 
 def _inflate(data: bytes, length: int) -> bytes:
@@ -286,12 +367,19 @@ def _inflate(data: bytes, length: int) -> bytes:
 
 
 def native_frame(
-    data: bytes, offset: int, fmt: Format, warn: Callable[[Caution], None], index: int = 0
+    data: bytes | memoryview,
+    offset: int,
+    fmt: Format,
+    warn: Callable[[Caution], None],
+    index: int = 0,
 ) -> Pixels:
     """A frame of uncompressed pixel data that starts at ``offset``; colour as RGB.
 
-    A view of ``data`` where nothing has to be changed. Raises ItemError ``truncated``.
+    A view of ``data`` where nothing has to be changed. Raises ItemError ``truncated``,
+    ``bad_geometry`` for two pixels to a colour in rows of odd length.
     """
+    if fmt.photometric == "YBR_FULL_422" and fmt.columns % 2:
+        raise ItemError(Fail.BAD_GEOMETRY)
     first = fmt.frame_bits * index  # frames of one-bit samples are not padded, PS3.5 8.1.1
     start, last = offset + first // 8, offset + (first + fmt.frame_bits + 7) // 8
     if last > len(data):
@@ -342,32 +430,46 @@ def _stored_bits(values: Pixels, fmt: Format, warn: Callable[[Caution], None]) -
     if stored == allocated:
         return values.view(fmt.dtype)
     mask, shift = (1 << stored) - 1, fmt.high + 1 - stored
-    if not fmt.signed:
-        if values.size and int(values.max()) >> shift <= mask and not shift:
-            return values
-        outside = bool((values & ~np.array(mask << shift, values.dtype)).any())
-        result: Pixels = values >> shift & mask
-    else:
-        left = allocated - 1 - fmt.high
-        result = (values << left).view(fmt.dtype) >> (allocated - stored)
-        above = values >> (fmt.high + 1)
-        ones = (1 << left) - 1  # unused bits may be zero or repeat the sign
-        outside = bool(((above != 0) & (above != ones)).any())
-        outside |= bool(shift and (values & ((1 << shift) - 1)).any())
+    if not fmt.signed and not shift and (not values.size or int(values.max()) <= mask):
+        return values
+    result = np.empty(values.shape, fmt.dtype)
+    outside = False
+    for start in range(0, values.size, BLOCK):
+        words = values[start : start + BLOCK]
+        if not fmt.signed:
+            outside = outside or bool((words & ~np.array(mask << shift, words.dtype)).any())
+            result[start : start + BLOCK] = words >> shift & mask
+        else:
+            left = allocated - 1 - fmt.high
+            result[start : start + BLOCK] = (words << left).view(fmt.dtype) >> (allocated - stored)
+            above = words >> (fmt.high + 1)
+            ones = (1 << left) - 1  # unused bits may be zero or repeat the sign
+            outside = outside or bool(((above != 0) & (above != ones)).any())
+            outside = outside or bool(shift and (words & ((1 << shift) - 1)).any())
     if outside and not fmt.overlays:
         warn(Caution.TRAILING_BITS)
     return result
 
 
+def row_blocks(pixels: Pixels) -> Iterator[slice]:
+    """Rows of (H, W, ...) pixels, some at a time."""
+    step = max(BLOCK // max(pixels.shape[1], 1), 1)
+    for start in range(0, pixels.shape[0], step):
+        yield slice(start, start + step)
+
+
 def ybr_to_rgb(pixels: Pixels, bits: int) -> Pixels:
     """(H, W, 3) YBR_FULL to RGB of the same type (PS3.3 C.7.6.3.1.2)."""
-    y, cb, cr = np.moveaxis(pixels.astype(np.float64), -1, 0)
+    result = np.empty(pixels.shape, pixels.dtype)
     half = 1 << (bits - 1)
-    red = y + 1.402 * (cr - half)
-    green = y - 0.344136 * (cb - half) - 0.714136 * (cr - half)
-    blue = y + 1.772 * (cb - half)
-    rgb = np.clip(np.rint(np.stack([red, green, blue], axis=-1)), 0, (1 << bits) - 1)
-    return np.asarray(rgb.astype(pixels.dtype))
+    for rows in row_blocks(pixels):
+        y, cb, cr = np.moveaxis(pixels[rows].astype(np.float64), -1, 0)
+        red = y + 1.402 * (cr - half)
+        green = y - 0.344136 * (cb - half) - 0.714136 * (cr - half)
+        blue = y + 1.772 * (cb - half)
+        rgb = np.stack([red, green, blue], axis=-1)
+        result[rows] = np.clip(np.rint(rgb, out=rgb), 0, (1 << bits) - 1, out=rgb)
+    return result
 
 
 class _translated:  # noqa: N801

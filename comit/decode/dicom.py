@@ -21,6 +21,7 @@ from comit.decode.codecs import (
     decode_frame,
     frame_bytes,
     native_frame,
+    row_blocks,
 )
 from comit.decode.header import DOUBLE, FLOAT, UNDEFINED, Header, is_dicom, quiet, read_header
 from comit.decode.presentation import PALETTE, read_presentation
@@ -32,6 +33,7 @@ __all__ = ["DicomImage", "is_dicom", "open_dicom"]
 
 NATIVE = Codec.NATIVE
 ITEM = b"\xfe\xff\x00\xe0"
+MAY_BE_LOSSY = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (91, 93, 203))  # JPEG 2000
 STREAMS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")  # JPEG and JPEG-LS, JPEG 2000
 LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601, the Y of YBR_FULL
 
@@ -47,11 +49,9 @@ class DicomImage(Image):
     def read_into(self, out: Samples) -> None:
         """Decodes to ``out``, (height, width) of ``dtype``; colour by luminance."""
         pixels = self._decode(0, out if self._is_grey else None)
-        if self.format.photometric == PALETTE:
-            pixels = self._look_up(pixels)
-        if pixels.ndim == 3:
-            pixels = self._grey(pixels)
-        if pixels is not out:
+        if not self._is_grey:
+            self._grey(pixels, out)
+        elif pixels is not out:
             out[...] = pixels
 
     @property
@@ -85,7 +85,7 @@ class DicomImage(Image):
         check(h, fmt, self.codec)
         start, length = h.pixels_start, h.pixels_length
         if self._is_encapsulated:
-            stream = frame_bytes(h.body, start, length, fmt, index)
+            stream = frame_bytes(h.body, start, length, fmt, self._warn, index)
         elif self.codec is NATIVE:
             return native_frame(h.body, start, fmt, self._warn, index)
         elif fmt.frames == 1 and h.body.startswith(STREAMS, start):  # bare, without items
@@ -115,14 +115,23 @@ class DicomImage(Image):
             raise ItemError(Fail.CORRUPT) from None
         return rgb[..., :3].astype(self.dtype, copy=False)
 
-    def _grey(self, rgb: NDArray[Any]) -> NDArray[Any]:
-        """(H, W, 3) to (H, W); a warning unless it was grey all along."""
-        red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-        if np.array_equal(red, green) and np.array_equal(green, blue):
-            return red
-        self._warn(Caution.COLOUR)
-        weights = np.asarray(LUMINANCE, np.float32 if rgb.dtype.itemsize < 4 else np.float64)
-        return np.asarray(np.rint(rgb @ weights), self.dtype)
+    def _grey(self, pixels: NDArray[Any], out: Samples) -> None:
+        """(H, W, 3) or indices to (H, W) ``out``; a warning unless it was grey all along."""
+        is_palette = self.format.photometric == PALETTE
+
+        def rgb(rows: slice) -> NDArray[Any]:
+            return self._look_up(pixels[rows]) if is_palette else pixels[rows]
+
+        is_grey = all(
+            np.array_equal(p[..., 0], p[..., 1]) and np.array_equal(p[..., 1], p[..., 2])
+            for p in map(rgb, row_blocks(pixels))
+        )
+        if not is_grey:
+            self._warn(Caution.COLOUR)
+        weights = np.asarray(LUMINANCE, np.float32 if self.dtype.itemsize < 4 else np.float64)
+        for rows in row_blocks(pixels):
+            colour = rgb(rows)
+            out[rows] = colour[..., 0] if is_grey else np.rint(colour @ weights)
 
 
 def open_dicom(data: bytes, limits: Limits, policy: ViewPolicy = "tagged") -> DicomImage:
@@ -199,6 +208,7 @@ def read_format(h: Header) -> Format:
         swapped=h.big_endian and h.pixels_vr == "OW" and allocated in (1, 8),
         frames=max(h.integer(0x00280008, 1), 1),
         overlays=any(h.integer(0x60000102 + (group << 17)) > 0 for group in range(16)),
+        lossy=h.word(0x00282110) == "01" and h.uid(0x00020010) in MAY_BE_LOSSY,
     )
 
 
@@ -210,7 +220,8 @@ def check(h: Header, fmt: Format, codec: Codec | None) -> None:
         raise ItemError(Fail.BAD_GEOMETRY)
     if fmt.allocated not in ((32, 64) if fmt.floating else (1, 8, 16, 32)):
         raise ItemError(Fail.BAD_GEOMETRY)
-    if fmt.photometric == "YBR_FULL_422" and fmt.columns % 2:
+    has_pairs = codec in (NATIVE, Codec.DEFLATE) and fmt.photometric == "YBR_FULL_422"
+    if has_pairs and fmt.columns % 2:  # PS3.3 C.7.6.3.1: of native data alone
         raise ItemError(Fail.BAD_GEOMETRY)
     if h.pixels_length == 0:
         raise ItemError(Fail.NO_PIXELS)

@@ -74,6 +74,13 @@ def read_frame(data: bytes) -> Frame:
     return Frame(marker, precision, height, width, components, offset, exif, encoded_rgb)
 
 
+def near(data: bytes, frame: Frame) -> int | None:
+    """NEAR of a JPEG-LS stream's first scan (14495-1 C.2.3): 0 is lossless; None without a scan."""
+    start = data.find(b"\xff\xda", frame.offset)
+    place = start + 5 + 2 * data[start + 4] if 0 <= start < len(data) - 4 else len(data)
+    return data[place] if place < len(data) else None
+
+
 def decode(data: bytes, frame: Frame, out: Pixels | None = None, **options: Any) -> Pixels:
     """(H, W) or (H, W, components), uint8 up to 8 bits and uint16 above, into ``out`` if it fits.
 
