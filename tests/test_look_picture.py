@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zlib
 from pathlib import Path
 
@@ -68,6 +69,24 @@ def test_a_name_that_is_not_utf_8_is_found_as_it_is_listed(tmp_path):
 def test_a_name_that_looks_escaped_is_found_too(tmp_path):
     rf.draw(tmp_path / "a\\xff.png")
     assert Pictures(tmp_path, {}).open(rf.ok("a", "a\\xff.png"))
+
+
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [
+        ("ward\\a.png", b"ward/a.png"),
+        ("S\u00fcd/M\u00fcller.png", "Su\u0308d/M\u00fcller.png".encode()),
+        ("M\u00fcller.png", b"M\xfcller.png"),
+    ],
+)
+def test_a_picture_is_found_under_the_spelling_that_screening_found(tmp_path, written, there):
+    file = tmp_path / "in" / os.fsdecode(there)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rf.draw(tmp_path / "out.png")
+    shutil.copy(tmp_path / "out.png", file)
+    pictures = Pictures(tmp_path / "in", {})
+    assert pictures.open(rf.ok("a", written))
+    assert refused(pictures, rf.ok("a", "..\\out.png")) == Fail.VANISHED
 
 
 def test_nothing_outside_the_folder_is_opened(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from comit.identifiers import names
 from comit.preprocess import SIZE, picture
 from comit.reasons import Fail
 from comit.results import decode_mask
+from comit.source.spelling import spellings
 
 Mask = NDArray[np.bool_]
 Grey = NDArray[np.uint8]
@@ -72,16 +74,22 @@ class Pictures:
         masks are never laid over another picture.
         """
         path = row["path"] or ""
-        for name in names(path):
-            if b"\0" in name:
-                break
-            file = os.path.realpath(os.path.join(self._root, name))  # noqa: PTH118
-            if file.startswith(self._root.rstrip(b"/") + b"/") and os.path.isfile(file):  # noqa: PTH113
+        for name in chain(names(path), spellings(path, lambda part: self._found(part) is not None)):
+            file = self._found(name)
+            if file is not None and os.path.isfile(file):  # noqa: PTH113
                 contents = read_file(file, Limits().file_bytes)
                 if row["file_crc32"] not in (None, contents.crc32):
                     raise ItemError(Fail.CHANGED)
                 return contents.data
         raise ItemError(Fail.VANISHED)
+
+    def _found(self, name: bytes) -> bytes | None:
+        """What there is of a name inside the folder."""
+        if b"\0" in name:
+            return None
+        file = os.path.realpath(os.path.join(self._root, name))  # noqa: PTH118
+        inside = file.startswith(self._root.rstrip(b"/") + b"/")
+        return file if inside and os.path.exists(file) else None  # noqa: PTH110
 
     def open(self, row: Row) -> Image:
         """The picture of a row, its pixels not yet decoded; raises ItemError."""

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
-from unicodedata import normalize
 
 from comit import parquet
 from comit.errors import UsageError
@@ -32,7 +31,8 @@ from comit.source import (
     stamp,
     unlike,
 )
-from comit.source.csvfile import LONGEST, WINDOWS, Csv
+from comit.source.csvfile import LONGEST, Csv
+from comit.source.spelling import spellings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,7 +69,6 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
         raise UsageError(f"the root {selection.root} is not a folder")
     place = Place(selection.root or manifest.parent, jailed=selection.root is not None)
     table = Table(manifest, place)
-    place.encoding = table.encoding
     identifiers, schema = selection.identifiers, table.schema
     names = [n for n in schema.names if n not in ("path", "id")]
     hidden = identifiers.mode != "plain"
@@ -130,20 +129,17 @@ class Place:
         self.base = base
         self._base = os.fsencode(base)
         self._jail = os.path.realpath(self._base) if jailed else None
-        self.encoding = "utf-8"  # of the manifest
         self.found = self.missing = self.respelled = 0
 
     def find(self, path: str) -> Found:
         """The file, what is wrong with it and its stamp.
 
-        Where no file has the name as written, one is looked for with slashes for backslashes and
-        its letters with accents composed or decomposed (Unicode's NFC and NFD), as file servers
-        and Windows change them.
+        Where no file has the name as written, one is looked for under other spellings.
         """
         name = os.fsencode(path)
         file, problem, known = self._looked_at(name)
         if problem is None and known == NOT_THERE:
-            for other in self._spellings(path):
+            for other in spellings(path, self._is_there):
                 found = self._looked_at(other)
                 if found[1] is not None or found[2] != NOT_THERE:
                     self.respelled += found[1] is None
@@ -155,7 +151,7 @@ class Place:
 
     def is_there(self, path: str) -> bool:
         """Whether a path names a file, as it is written."""
-        return bool(path) and self._looked_at(os.fsencode(path))[2] != NOT_THERE
+        return bool(path) and self._is_there(os.fsencode(path))
 
     def notes(self, manifest: Path) -> list[str]:
         """What to know of where the files were found."""
@@ -171,30 +167,14 @@ class Place:
             ]
         return []
 
+    def _is_there(self, name: bytes) -> bool:
+        return self._looked_at(name)[2] != NOT_THERE
+
     def _looked_at(self, name: bytes) -> Found:
         file = os.path.join(self._base, name)  # noqa: PTH118 (bytes)
         if _leaves(self._base, name, self._jail):
             return file, Skip.OUTSIDE_ROOT, NOT_THERE
         return file, None, stamp(file)
-
-    def _spellings(self, path: str) -> Iterator[bytes]:
-        if self.encoding == WINDOWS:  # of its file system too, perhaps
-            yield path.encode(WINDOWS)
-        slashed = path.replace("\\", "/")
-        if slashed != path:
-            yield os.fsencode(slashed)
-        if not path.isascii():
-            yield self._composed(path)
-            yield self._composed(slashed)
-
-    def _composed(self, path: str) -> bytes:
-        """The path with each of its parts in the form in which it is there, if it is."""
-        name = b"/" if path.startswith("/") else b""
-        for part in path.split("/"):
-            forms = [os.fsencode(f) for f in (part, *(normalize(n, part) for n in ("NFC", "NFD")))]
-            each = [os.path.join(name, form) for form in forms]  # noqa: PTH118 (bytes)
-            name = next((n for n in each if self._looked_at(n)[2] != NOT_THERE), each[0])
-        return name
 
 
 class Table:
@@ -234,11 +214,6 @@ class Table:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not any(_is(kind, name) for name in ("string", "large_string", "string_view")):
             raise UsageError(f"{manifest}: column 'path' is {kind}; it must hold text")
-
-    @property
-    def encoding(self) -> str:
-        """Of its text."""
-        return self._csv.encoding if self._csv else "utf-8"
 
     def notes(self) -> list[str]:
         """What to know of how the table was read."""
