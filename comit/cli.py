@@ -19,6 +19,7 @@ from comit.data.cli import data
 from comit.errors import ComitError, Stopped, UsageError
 from comit.export.cli import export
 from comit.look.cli import COMMANDS
+from comit.screen import CHOICES, MOST_WORKERS
 from comit.training.cli import ablation, baselines, calibrate, evaluate, parts, train
 
 
@@ -99,7 +100,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--model", type=PATH, help="Exported .onnx model; default: the bundled one.")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "openvino", "onnxruntime", "torch", "tensorrt"]),
+    type=click.Choice(CHOICES["engine"]),
     default="auto",
     show_default=True,
     help="What runs the network; auto is the fastest there is.",
@@ -112,7 +113,7 @@ PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    type=click.Choice(CHOICES["precision"]),
     default="auto",
     show_default=True,
     help="Arithmetic of the engine; fp32 is the reference.",
@@ -120,7 +121,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--batch-size", type=click.IntRange(1), help="Images at once [default: engine's].")
 @click.option(
     "--workers",
-    type=click.IntRange(1, 512),
+    type=click.IntRange(1, MOST_WORKERS),
     help="Decoding processes [default: as cores and memory allow, 32 at most].",
 )
 @click.option(
@@ -147,14 +148,14 @@ PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--masks",
-    type=click.Choice(["all", "flagged", "none"]),
+    type=click.Choice(CHOICES["masks"]),
     default="all",
     show_default=True,
     help="Rows that get masks; flagged: flag_unhealthy or flag_covid.",
 )
 @click.option(
     "--operating-point",
-    type=click.Choice(["90", "99"]),
+    type=click.Choice(CHOICES["operating_point"]),
     default="90",
     show_default=True,
     help="Specificity in % of the thresholds behind the flags.",
@@ -168,14 +169,14 @@ PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--view-policy",
-    type=click.Choice(["strict", "tagged", "all"]),
+    type=click.Choice(CHOICES["view_policy"]),
     default="tagged",
     show_default=True,
     help="Screen what tags say is a frontal chest, what they do not say is not, or any radiograph.",
 )
 @click.option(
     "--identifiers",
-    type=click.Choice(["none", "hashed", "plain"]),
+    type=click.Choice(CHOICES["identifiers"]),
     default="plain",
     show_default=True,
     help="Paths and UIDs in the results.",

@@ -14,10 +14,11 @@ Sink        freezes the work list, commits rows, merges       comit.sink
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,9 +41,55 @@ if TYPE_CHECKING:
     from comit.sink import Sink
 
 
+# What options may say; the command line offers the same.
+CHOICES = {
+    "engine": ("auto", "openvino", "onnxruntime", "torch", "tensorrt"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "masks": ("all", "flagged", "none"),
+    "operating_point": ("90", "99"),
+    "view_policy": ("strict", "tagged", "all"),
+    "identifiers": ("none", "hashed", "plain"),
+}
+MOST_WORKERS = 512
+
+
+def _is_whole(value: Any, most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+# Options, what holds of their values, and what to say where it does not.
+RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("model",), lambda v: isinstance(v, Path), "is not a path"),
+    (("root", "key", "metrics_file"), lambda v: v is None or isinstance(v, Path), "is not a path"),
+    (("batch_size",), lambda v: v is None or _is_whole(v), "is not a whole number above 0"),
+    (("ring_bytes",), _is_whole, "is not a whole number above 0"),
+    (
+        ("workers",),
+        lambda v: v is None or _is_whole(v, MOST_WORKERS),
+        f"is not a whole number from 1 to {MOST_WORKERS}",
+    ),
+    (("timeout",), lambda v: isinstance(v, int | float) and v > 0, "is not a number above 0"),
+    (("device", "pattern"), lambda v: isinstance(v, str) and v != "", "is not a text"),
+    (
+        ("exclude", "keep"),
+        lambda v: isinstance(v, tuple) and all(isinstance(text, str) for text in v),
+        "is not a tuple of texts",
+    ),
+    (
+        ("include_hidden", "retry_failed", "restart"),
+        lambda v: isinstance(v, bool),
+        "is neither True nor False",
+    ),
+)
+
+
 @dataclass(frozen=True)
 class Options:
-    """How to screen; the defaults are for a nightly run."""
+    """How to screen; the defaults are for a nightly run.
+
+    Raises UsageError for values that there are not and for options that would have no effect, in
+    the words of the command line.
+    """
 
     model: Path = BUNDLED  # an .onnx file that comit exported, its card beside it
     engine: str = "auto"  # tensorrt, openvino, onnxruntime, torch; auto is the fastest
@@ -65,6 +112,40 @@ class Options:
     ring_bytes: int = 512 * 2**20  # for decoded pixels; a quarter of the usable memory at most
     restart: bool = False  # forget an unfinished run
     metrics_file: Path | None = None  # how the run goes, in Prometheus' text format
+
+    def __post_init__(self) -> None:
+        for name in ("model", "root", "key", "metrics_file"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
+        for name in ("exclude", "keep"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        for names, holds, why in RULES:
+            for name in names:
+                if not holds(value := getattr(self, name)):
+                    raise invalid(name, value, why)
+        for name, choices in CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise invalid(name, value, f"is not one of {', '.join(map(repr, choices))}")
+        if self.keep and self.identifiers == "plain":
+            raise UsageError(
+                "--keep is for hidden identifiers: with --identifiers plain every column of a "
+                "manifest is passed through"
+            )
+        if self.key is not None and self.identifiers != "hashed":
+            raise UsageError(
+                "a key is for hashed identifiers: add --identifiers hashed, or no --key"
+            )
+        if self.identifiers == "hashed" and self.key is None:
+            raise UsageError(
+                "hashed identifiers need a key that you hold: --identifiers hashed --key FILE; "
+                "make one: (umask 077; openssl rand -hex 32 > comit.key)"
+            )
+
+
+def invalid(name: str, value: object, why: str) -> UsageError:
+    """What to say of an option's value."""
+    return UsageError(f"invalid value for '--{name.replace('_', '-')}': {value!r} {why}")
 
 
 @dataclass
@@ -226,14 +307,7 @@ def operating_point(points: dict[str, OperatingPoint], options: Options) -> Oper
 
 
 def identifiers(options: Options, sink: Sink) -> Identifiers:
-    """What the results may say of paths and UIDs; raises UsageError without the key it takes."""
-    if options.key is not None and options.identifiers != "hashed":
-        raise UsageError("a key is for hashed identifiers: add --identifiers hashed, or no --key")
-    if options.identifiers == "hashed" and options.key is None:
-        raise UsageError(
-            "hashed identifiers need a key that you hold: --identifiers hashed --key FILE; "
-            "make one: (umask 077; openssl rand -hex 32 > comit.key)"
-        )
+    """What the results may say of paths and UIDs; raises UsageError for a key that is none."""
     if options.key is not None:
         return Identifiers("hashed", read_key(options.key))
     return Identifiers(options.identifiers, sink.key() if options.identifiers == "none" else b"")

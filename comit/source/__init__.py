@@ -146,14 +146,20 @@ def write_worklist(
     """
     from comit.source import folder, manifest
 
+    given = {
+        "--pattern": selection.pattern != "*",
+        "--exclude": selection.exclude,
+        "--include-hidden": selection.include_hidden,
+    }
+    single = len(source.paths) == 1 and not source.paths[0].is_dir()
+    if single and (idle := [name for name, value in given.items() if value]):
+        raise UsageError(f"{idle[0]} is for folders, and {source} is none")
     if source.is_manifest:
-        if selection.exclude or selection.include_hidden:
-            raise UsageError(
-                f"--exclude and --include-hidden are for folders, and {source} is none"
-            )
         return manifest.write(source.paths[0], to, files, selection)
     if selection.root is not None:
         raise UsageError(f"a root is for the paths of a manifest, and {source} is none")
+    if selection.keep:
+        raise UsageError(f"--keep is for columns of a manifest, and {source} is none")
     left_out: Counter[str] = Counter()
     items = folder.items(source, selection, left_out)
     with Writer(to, files) as writer:
