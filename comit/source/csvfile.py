@@ -75,8 +75,8 @@ class Csv:
             )
         if self.broken:
             found.append(
-                f"{self.path}: {self.broken:,} rows have line breaks inside quotes; where they "
-                "should not, a quote is not closed"
+                f"{self.path}: rows with line breaks inside quotes: {self.broken:,}; where there "
+                "should be none, a quote is not closed"
             )
         return found
 

@@ -157,13 +157,13 @@ class Place:
         """What to know of where the files were found."""
         if self.missing and not self.found:
             return [
-                f"none of the {self.missing:,} files of {manifest} is there: its paths begin at "
-                f"{self.base}; name another folder with --root"
+                f"no file of {manifest} is there ({self.missing:,} looked for): its paths begin at "
+                f"{self.base.absolute()}; name another folder with --root"
             ]
         if self.respelled:
             return [
-                f"{manifest}: {self.respelled:,} paths are spelled in another way than their files "
-                "(backslashes, or accents composed otherwise); the files were found"
+                f"{manifest}: files found under another spelling than the table's (backslashes, or "
+                f"accents composed otherwise): {self.respelled:,}"
             ]
         return []
 
