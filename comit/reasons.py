@@ -27,8 +27,12 @@ class Skip(Code):
 
     MODALITY = "modality", "the DICOM Modality is not a radiograph (CR, DX, DR, RG, XR, OT, SC)"
     SOP_CLASS = "sop_class", "a DICOM object that is not an image (DICOMDIR, report, segmentation)"
-    ANATOMY = "anatomy", "another body part than the chest, by BodyPartExamined or a code"
-    VIEW = "view", "a lateral, oblique or decubitus view, by ViewPosition or a code"
+    FOR_PROCESSING = (
+        "for_processing",
+        "a detector's raw values (SOP class or PresentationIntentType For Processing)",
+    )
+    ANATOMY = "anatomy", "another body part than the chest, by its tags"
+    VIEW = "view", "a lateral, oblique or decubitus view, by its tags"
     UNVERIFIED_VIEW = "unverified_view", "no tag says frontal chest, and --view-policy strict asks"
     MULTI_FRAME = "multi_frame", "more than one frame or page; comit reads single radiographs"
     UNSUPPORTED_FORMAT = "unsupported_format", "not DICOM, PNG or JPEG, by its content"
@@ -75,6 +79,15 @@ class Caution(Code):
     UNVERIFIED_VIEW = "unverified_view", "no tag says that this is a frontal chest view"
     OTHER_VIEW = "other_view", "not a frontal view, by its tags; --view-policy all took it"
     OTHER_ANATOMY = "other_anatomy", "not a chest, by its tags; --view-policy all took it"
+    FOR_PROCESSING = (
+        "for_processing",
+        "a detector's raw values, maybe a negative; --view-policy all took it",
+    )
+    CONTRADICTING_TAGS = (
+        "contradicting_tags",
+        "tags contradict one another about body part or view, which is unknown",
+    )
+    CHILD = "child", "the patient is younger than 15 years; such models are for adults"
     COLOUR = "colour", "colour or transparency was converted to grey"
     POLARITY = "polarity", "PresentationLUTShape contradicts PhotometricInterpretation"
     WINDOW_UNUSABLE = (

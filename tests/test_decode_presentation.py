@@ -25,11 +25,11 @@ COMMA, ODD, UNREADABLE = (
 )  # fmt: skip
 
 
-def raw(ds: Dataset, keyword: str, value: bytes) -> None:
+def raw(ds: Dataset, keyword: str, value: bytes, vr: str = "OB") -> None:
     """A value as a careless writer puts it, which pydicom refuses to: as bytes of no type."""
     tag = tag_for_keyword(keyword)
     assert tag is not None
-    ds[tag] = DataElement(tag, "OB", value + b" " * (len(value) % 2))
+    ds[tag] = DataElement(tag, vr, value + b" " * (len(value) % 2))
 
 
 def written(syntax: str = dicoms.IMPLICIT, **values: bytes) -> bytes:
@@ -98,6 +98,14 @@ def test_what_is_there_is_used_or_said(
     keywords = ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept")
     given = {k: v for k, v in zip(keywords, values, strict=True) if v is not None}
     assert shown(written(syntax, **given)) == (expected, warnings)
+
+
+@pytest.mark.parametrize("vr", ["OB", "OW", "UN"])
+def test_text_in_an_element_of_bytes_is_read_by_the_dictionary(vr: str) -> None:
+    ds = dataset(PIXELS)
+    raw(ds, "WindowCenter", b"1200", vr)
+    raw(ds, "WindowWidth", b"800 ", vr)
+    assert shown(write(ds)) == (Presentation(voi=Window(1200, 800)), [])
 
 
 def test_an_unknown_function_is_linear_and_said() -> None:

@@ -37,8 +37,11 @@ DEFLATED = b"1.2.840.10008.1.2.1.99"
 UNDEFINED = 0xFFFFFFFF
 FLOAT, DOUBLE, PIXELS = 0x7FE00008, 0x7FE00009, 0x7FE00010  # the elements that hold samples
 SHARED, PER_FRAME = 0x52009229, 0x52009230  # functional groups
-# The types of binary values by VR; words where the length of one is not known.
-BINARY = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8", "OW": "u2"}
+# The types of binary values by VR.
+BINARY = {
+    **{"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "UV": "u8", "SV": "i8"},
+    **{"FL": "f4", "FD": "f8"},
+}
 TEXT = frozenset({"DS", "IS", "LO", "SH", "CS", "LT", "ST", "UT", "UC", "PN", "AS", "DA", "UI"})
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(E[+-]?\d+)?", re.ASCII)
 HUGE = 1e30  # no unit has such values, and products of two would not fit in float32
@@ -56,6 +59,7 @@ TAGS = (
     + [0x00281101, 0x00281102, 0x00281103, 0x00281201, 0x00281202, 0x00281203]
     + [0x00281221, 0x00281222, 0x00281223, 0x00282110, 0x00283000, 0x00283010]
     + [0x00400254, 0x00540220, 0x20500020, SHARED, PER_FRAME]
+    + [0x00080020, 0x00080068, 0x00100030, 0x00101010]  # the date of birth for the age alone
     + [0x60000102 + (group << 17) for group in range(16)]  # OverlayBitPosition
 )
 
@@ -133,6 +137,19 @@ class Header:
         """The first value of a string element in ASCII capitals, or an empty string."""
         return next(iter(self.words(tag)), "")
 
+    def text(self, tag: int) -> str:
+        """A text element in its own letters: UTF-8 if it is that, else as SpecificCharacterSet says
+        (PS3.3 C.12.1.1.2), else Latin-1."""
+        raw = self._raw(tag)
+        if raw is None:
+            return " ".join(self.words(tag))
+        data = raw.value or b""
+        named = pydicom.charset.python_encoding.get(self.word(0x00080005), "")
+        for encoding in ("utf-8", named or "latin-1"):
+            with suppress(UnicodeDecodeError, LookupError):
+                return data.decode(encoding).replace("\0", " ")
+        return data.decode("latin-1").replace("\0", " ")
+
     def uid(self, tag: int) -> str | None:
         """A UID (PS3.5 9.1); None where it is not one."""
         text = self.word(tag).rstrip()
@@ -147,17 +164,14 @@ class Header:
             element: Any = self.elements.get_item(tag)
             value = element.value
             if isinstance(element, RawDataElement):
-                return bool(value) and (self._binary(element) is not None or bool(self.words(tag)))
+                is_text = self._binary(element) is None and _known_vr(element) != "SQ"
+                return bool(self.words(tag) if is_text else value)
             return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
         return True
 
     def _binary(self, raw: RawDataElement) -> str | None:
-        """NumPy's type of a binary value, None for text: by its VR, or where that says nothing by
-        the dictionary's (PS3.6)."""
-        vr = raw.VR or ""
-        if vr not in TEXT and vr not in BINARY:
-            vr = pydicom.datadict.dictionary_VR(raw.tag)
-        return BINARY.get(vr[:2])
+        """NumPy's type of a binary value; None for text and sequences."""
+        return BINARY.get(_known_vr(raw))
 
     def values(self, tag: int) -> tuple[float | None, ...]:
         """The numbers of an element, text or binary, by position.
@@ -258,6 +272,12 @@ class Header:
 def number_of(text: str) -> float | None:
     """A number of VR DS or IS (PS3.5 6.2) in capitals, or with a comma for its point; or None."""
     return float(text.replace(",", ".")) if NUMBER.fullmatch(text) else None
+
+
+def _known_vr(raw: RawDataElement) -> str:
+    """The type of a value: as written, or where that says nothing the dictionary's (PS3.6)."""
+    known = raw.VR in TEXT or raw.VR in BINARY or raw.VR == "SQ"
+    return str(raw.VR) if known else pydicom.datadict.dictionary_VR(raw.tag)[:2]
 
 
 def _finite(number: float | None) -> float | None:

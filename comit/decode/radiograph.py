@@ -1,16 +1,32 @@
 """Whether a DICOM header says that the file is a frontal chest radiograph.
 
-What says so is closed vocabularies: PS3.3 (Modality, ViewPosition), PS3.16 CID 4010 and 4031
-(codes), and for free text the words below. No text of the header is handed on.
+What says so is closed vocabularies: PS3.3 (Modality, ViewPosition), and the codes and words of
+:mod:`comit.decode.vocabulary`. What they do not know is unknown, and so is what two tags contradict
+each other about. No text of the header is handed on.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import date
 from typing import NamedTuple
 
 from comit.decode import ViewPolicy
 from comit.decode.header import Header
+from comit.decode.vocabulary import (
+    CHEST_CODES,
+    FRONTAL,
+    IN_PART,
+    IN_WORDS,
+    OTHER_CODES,
+    VIEW_CODES,
+    VIEWS,
+    Part,
+    find,
+    words_of,
+)
 from comit.reasons import Caution, Skip
 
 SOP_CLASS, MODALITY = 0x00080016, 0x00080060
@@ -23,6 +39,11 @@ STUDY, SERIES, PROTOCOL, STEP, PROCESSING = (
     0x00400254,
     0x00181400,
 )
+FRAME_ANATOMY = 0x00209071  # a functional group macro
+INTENT, AGE, BIRTH_DATE, STUDY_DATE = 0x00080068, 0x00101010, 0x00100030, 0x00080020
+ADULT = 15  # years; the age from which WHO's advice on computer-aided detection holds
+# More exact ones come first; the others are all alike.
+PRECEDENCE = {"PA": 1, "AP": 2, "FRONTAL": 3, "LATERAL": 4, "OBLIQUE": 5, "OTHER": 6}
 CODE, MEANING = 0x00080100, 0x00080104
 
 RADIOGRAPHS = frozenset({"CR", "DX", "DR", "RG", "XR"})
@@ -30,6 +51,8 @@ UNSPECIFIC = frozenset({"", "OT", "SC"})  # anything may be stored as other or s
 # Storage classes of projection radiographs (PS3.4 B.5): these stand in for a missing Modality.
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 RADIOGRAPH_CLASSES = frozenset(STORAGE + s for s in ("1", "1.1", "1.1.1"))
+# Digital X-ray, mammography and intra-oral, each For Processing.
+FOR_PROCESSING = frozenset(STORAGE + s for s in ("1.1.1", "1.2.1", "1.3.1"))
 # Storage classes whose objects are not images, with all below them (PS3.4 B.5, B.6):
 # DICOMDIR; overlays, curves and LUTs; presentation states; waveforms; parametric maps, raw
 # data, registrations, segmentations; real-world mappings; refractions and such; reports;
@@ -44,46 +67,6 @@ NOT_IMAGES = (
     *(f"{STORAGE}481.{n}" for n in range(3, 11)),
 )
 
-# Words of BodyPartExamined and descriptions, in the languages met most; matched as beginnings.
-CHEST = re.compile(
-    r"CHEST|CXR|THORAX|TORAX|TORACE|T RAX|LUNG|PULMO|POUMON|BRUSTKORB|\bRIBS?\b|HEMITHORA"
-    r"|PLEURA|MEDIASTIN|\bPORT(ABLE)?CH"
-)
-NOT_SAID = frozenset(
-    {"", "UNKNOWN", "UNDEFINED", "UNSPECIFIED", "NONE", "NA", "N A", "OTHER", "OT", "NULL", "BODY"}
-)
-ELSEWHERE = re.compile(
-    r"\b(HANDS?|WRISTS?|FINGERS?|THUMB|ELBOWS?|FOREARM|HUMERUS|SHOULDERS?|SKULL|NECK|HEAD"
-    r"|SPINE|[CTL] ?SPINE|PELVIS|HIPS?|FEMUR|KNEES?|PATELLA|TIBIA|LEGS?|ANKLES?|FOOT|FEET|TOES?"
-    r"|ABDOMEN|KUB|EXTREMITY|BREAST|DENTAL|JAW|SINUS(ES)?|CALCANEUS)\b"
-)
-CHEST_CODES = frozenset(
-    {
-        *("T-D3000", "51185008", "816094009"),  # thorax, chest
-        *("T-28000", "39607008", "T-280A0", "86598002"),  # lung, its apex
-        *("T-11300", "113197003"),  # rib
-        # regions of the trunk that include the chest
-        *("R-FAB52", "417437006", "R-FAB53", "416152001", "R-FAB54", "416319003"),
-        *("R-FAB55", "416550000", "R-FAB56", "416775004"),
-    }
-)
-VIEW_CODES = {
-    **dict.fromkeys(("R-10206", "399348003"), "AP"),
-    **dict.fromkeys(("R-40888", "R-10214", "272479007"), "PA"),
-    **dict.fromkeys(("R-10202", "399033003"), "FRONTAL"),
-    **dict.fromkeys(("R-10236", "399173006"), "LL"),
-    **dict.fromkeys(("R-10232", "399198007"), "RL"),
-    **dict.fromkeys(("R-102CD", "399067008"), "LATERAL"),
-}
-FRONTAL = frozenset({"PA", "AP", "FRONTAL"})
-# Defined terms of ViewPosition (PS3.3 C.8.1.1, C.8.11.5) and what stands there instead.
-OTHER_VIEWS = {
-    **{v: v for v in ("LL", "RL", "LLD", "RLD", "LLO", "RLO", "LPO", "RPO", "LAO", "RAO")},
-    **dict.fromkeys(("LAT", "LATERAL", "LLAT", "RLAT", "LATL", "LATR"), "LATERAL"),
-    **dict.fromkeys(("OBL", "OBLIQUE"), "OBLIQUE"),
-    **dict.fromkeys(("DECUB", "DECUBITUS", "LORDOTIC", "AXIAL", "TANGENTIAL"), "OTHER"),
-}
-
 
 class Verdict(NamedTuple):
     """What the header says this is."""
@@ -95,12 +78,14 @@ class Verdict(NamedTuple):
 
 def judge(header: Header, frames: int, is_colour: bool, policy: ViewPolicy = "tagged") -> Verdict:
     """The first reason to leave the file out, in the order of the members of Skip."""
-    view = find_view(header)
+    said = find_view(header)
+    view = said.view
     warnings: list[Caution] = []
     sop_class = header.uid(SOP_CLASS) or header.uid(0x00020002) or ""
     if any(sop_class == c or sop_class.startswith(c + ".") for c in NOT_IMAGES):
         return Verdict(Skip.SOP_CLASS, view, ())
-    region = find_chest(header)
+    anatomy = find_chest(header)
+    region = anatomy.chest
     modality = header.word(MODALITY)
     if modality in UNSPECIFIC and sop_class not in RADIOGRAPH_CLASSES:
         # Screen captures and scanned film: only grey ones, and only where a tag says chest.
@@ -108,6 +93,10 @@ def judge(header: Header, frames: int, is_colour: bool, policy: ViewPolicy = "ta
             return Verdict(Skip.MODALITY, view, ())
     elif modality not in RADIOGRAPHS | UNSPECIFIC:
         return Verdict(Skip.MODALITY, view, ())
+    if is_for_processing(header, sop_class):
+        if policy != "all":
+            return Verdict(Skip.FOR_PROCESSING, view, ())
+        warnings.append(Caution.FOR_PROCESSING)
     if region is False:
         if policy != "all":
             return Verdict(Skip.ANATOMY, view, ())
@@ -122,6 +111,11 @@ def judge(header: Header, frames: int, is_colour: bool, policy: ViewPolicy = "ta
         if policy == "strict":
             return Verdict(Skip.UNVERIFIED_VIEW, view, ())
         warnings.append(Caution.UNVERIFIED_VIEW)
+    if anatomy.contradicting or said.contradicting:
+        warnings.append(Caution.CONTRADICTING_TAGS)
+    age = age_of(header)
+    if age is not None and age < ADULT:
+        warnings.append(Caution.CHILD)
     if header.word(0x00280301) == "YES":  # BurnedInAnnotation
         warnings.append(Caution.BURNED_IN)
     if not is_upright(header.words(0x00200020)):  # PatientOrientation
@@ -129,63 +123,92 @@ def judge(header: Header, frames: int, is_colour: bool, policy: ViewPolicy = "ta
     return Verdict(None, view, tuple(warnings))
 
 
-def find_chest(header: Header) -> bool | None:
-    """True where a tag says chest, False where one says another part, None where none speaks.
+class Said(NamedTuple):
+    """What tags say about one question; None where none speaks, or two contradict each other."""
 
-    BodyPartExamined decides, then AnatomicRegionSequence, then the words of the descriptions.
+    chest: bool | None = None
+    view: str | None = None
+    contradicting: bool = False
+
+
+def find_chest(header: Header) -> Said:
+    """Whether tags say chest or another part: every tag is asked.
+
+    BodyPartExamined, AnatomicRegionSequence (of the frame too), and the words of descriptions.
     """
-    part = _plain(header.word(BODY_PART))
-    if part not in NOT_SAID:
-        return bool(CHEST.search(part))
-    for item in header.items(REGION):
-        code, meaning = item.word(CODE), _plain(item.word(MEANING))
-        if code in CHEST_CODES or CHEST.search(meaning):
-            return True
-        if code or meaning:
-            return False
-    text = " ".join(_plain(header.word(t)) for t in (SERIES, PROTOCOL, STEP, PROCESSING, STUDY))
-    if CHEST.search(text):
-        return True
-    return False if ELSEWHERE.search(text) else None
+    said = [_chest_in(header.text(BODY_PART), IN_PART)]
+    regions = [*header.items(REGION), *header.of_frame(FRAME_ANATOMY, (REGION,)).items(REGION)]
+    for item in regions:
+        code = item.word(CODE)
+        is_chest = True if code in CHEST_CODES else False if code in OTHER_CODES else None
+        said.append(_chest_in(item.text(MEANING), IN_PART) if is_chest is None else is_chest)
+    for tag in (SERIES, PROTOCOL, STEP, PROCESSING, STUDY):
+        said.append(_chest_in(header.text(tag), IN_WORDS))
+    spoken = {s for s in said if s is not None}
+    return Said(chest=spoken.pop() if len(spoken) == 1 else None, contradicting=len(spoken) > 1)
 
 
-def find_view(header: Header) -> str | None:
-    """PA, AP, FRONTAL or another view; None where no tag says.
+def _chest_in(text: str, table: Mapping[str, Part]) -> bool | None:
+    """Whether words name the chest, alone or with what one image shows beside it."""
+    parts = set(find(words_of(text), table))
+    if Part.CHEST in parts:
+        return None if Part.ELSEWHERE in parts else True
+    return False if parts & {Part.ELSEWHERE, Part.BESIDE} else None
 
-    ViewPosition decides, then ViewCodeSequence, then the words of this series' descriptions (the
-    study's name its other images too).
+
+def find_view(header: Header) -> Said:
+    """PA, AP, FRONTAL or another view: the first that is said, if no tag contradicts it.
+
+    ViewPosition, ViewCodeSequence, then the words of this series' descriptions (the study's name
+    its other images too).
     """
-    position = _plain(header.word(VIEW_POSITION))
-    if position:
-        return _view_of(position)
+    said = [_view_in(header.text(VIEW_POSITION))]
     for item in header.items(VIEW_CODE):
-        code, meaning = item.word(CODE), _plain(item.word(MEANING))
-        if code or meaning:
-            return VIEW_CODES.get(code) or _view_of(meaning) or "OTHER"
-    for tag in (SERIES, PROTOCOL, STEP, PROCESSING):
-        found = {v for word in _plain(header.word(tag)).split() if (v := _view_of(word))}
-        if len(found) == 1:
-            return found.pop()
-    return None
+        said.append(VIEW_CODES.get(item.word(CODE)) or _view_in(item.text(MEANING)))
+    said += [_view_in(header.text(tag)) for tag in (SERIES, PROTOCOL, STEP, PROCESSING)]
+    spoken = [view for view in said if view]
+    if len({view in FRONTAL for view in spoken}) > 1:
+        return Said(contradicting=True)
+    return Said(view=spoken[0] if spoken else None)
 
 
-def _view_of(text: str) -> str | None:
+def _view_in(text: str) -> str | None:
     """The view in a few words; None where they name none, or both a frontal and another."""
-    joined = text.replace(" ", "")
-    if joined in FRONTAL or joined in OTHER_VIEWS:
-        return OTHER_VIEWS.get(joined, joined)
-    if re.search(r"OBLIQ", joined):
-        return "OBLIQUE"
-    if re.match(r"ANTEROPOST|APSUP|APERECT|APPORT", joined):
-        return "AP"
-    if re.match(r"POSTEROANT|PAERECT", joined):
-        return "PA"
-    words = set(text.split())
-    other = [OTHER_VIEWS[w] for w in OTHER_VIEWS if w in words]
-    frontal = [v for v in ("PA", "AP", "FRONTAL") if v in words]
-    if other and frontal:
+    words = words_of(text)
+    found = [view for view in find(words, VIEWS) if view]
+    if not found and "".join(words) in VIEWS:  # L-L-D
+        found = [VIEWS["".join(words)]]
+    if len({view in FRONTAL for view in found}) > 1:
         return None
-    return next(iter(other or frontal), None)
+    # PA goes before AP, and a more exact view before a vaguer one.
+    return min(found, key=lambda view: PRECEDENCE.get(view, 0), default=None) or None
+
+
+def is_for_processing(header: Header, sop_class: str) -> bool:
+    """Whether the values are a detector's, input to processing and not to be read (C.8.11.1).
+
+    They are bright where much light fell, and have no window of their own.
+    """
+    return sop_class in FOR_PROCESSING or header.word(INTENT) == "FOR PROCESSING"
+
+
+def age_of(header: Header) -> float | None:
+    """Years, by PatientAge (VR AS, PS3.5 6.2) or from PatientBirthDate to StudyDate, or None."""
+    match = re.fullmatch(r"(\d{1,3})([DWMY]?)", header.word(AGE))
+    if match:  # without a unit: years, as writers mean it that leave the unit out
+        return int(match[1]) * {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12}.get(match[2], 1.0)
+    born, then = (_day(header.word(tag)) for tag in (BIRTH_DATE, STUDY_DATE))
+    if born is None or then is None or then < born:
+        return None
+    return (then - born).days / 365.25
+
+
+def _day(text: str) -> date | None:
+    """VR DA, also with the dots of ACR-NEMA."""
+    match = re.fullmatch(r"(\d{4})\.?(\d\d)\.?(\d\d)", text)
+    with suppress(ValueError):
+        return date(int(match[1]), int(match[2]), int(match[3])) if match else None
+    return None
 
 
 def is_upright(orientation: tuple[str, ...]) -> bool:
@@ -193,8 +216,3 @@ def is_upright(orientation: tuple[str, ...]) -> bool:
     if not any(orientation):
         return True
     return len(orientation) == 2 and orientation[0][:1] in ("L", "R") and orientation[1][:1] == "F"
-
-
-def _plain(text: str) -> str:
-    """Letters and digits with single spaces: CHEST_PA, CHEST/PA and CHEST-PA are one."""
-    return " ".join(re.sub(r"[^A-Z0-9]+", " ", text).split())
