@@ -94,6 +94,10 @@ class Caution(Code):
         "window_unusable",
         "a window or VOI LUT of the header cannot be used or shows one shade; left out",
     )
+    WINDOW_CLIPS = (
+        "window_clips",
+        "the header's window or VOI LUT leaves two thirds of the picture black or white",
+    )
     RESCALE_UNUSABLE = (
         "rescale_unusable",
         "the rescale or Modality LUT of the header cannot be used; left out",

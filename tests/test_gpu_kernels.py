@@ -173,6 +173,10 @@ def test_polarity_padding_and_thresholds_are_pictures_of_their_own(device: Any) 
             (framed, Presentation(padding=(0, 70000))),  # nothing else: blank
             (framed, Presentation(slope=1e38)),  # beyond float32: nonfinite
             (framed, Presentation(voi=Window(-9e4, 10))),  # shows one shade: left out
+            (framed, Presentation(voi=Window(100, 200))),  # nearly all white
+            (framed, Presentation(padding=(0, 0), voi=Window(60000, 60000))),  # nearly all black
+            (framed, Presentation(voi=Lut(0, (0.0, 5.0, 9.0)), inverted=True)),
+            (np.tri(300, 300, -90, np.uint8) * 9, Presentation(voi=Window(4, 9))),  # black anyway
             (np.full((300, 300), 7, np.uint8), Presentation(voi=Window(7, 2))),  # blank
             (np.eye(300, dtype=np.uint8), Presentation()),  # a few bright cells on nothing
         ],

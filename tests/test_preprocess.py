@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from comit.decode import open_image
 from comit.errors import ItemError
 from comit.preprocess import (
     CLIPPED,
@@ -133,6 +136,53 @@ def test_a_window_that_shows_nothing_is_left_out() -> None:
     found = present(RAMP, Presentation(voi=Window(-9000, 100)))
     assert found.voi == "none" and found.warnings == (Caution.WINDOW_UNUSABLE,)
     np.testing.assert_array_equal(found.pixels, present(RAMP, Presentation()).pixels)
+
+
+@pytest.mark.parametrize(
+    ("voi", "clips"),
+    [
+        (Window(127, 255), True),  # of 8 bits, on values of 12
+        (Window(4000, 190), True),  # the other end
+        (Window(2048, 4096), False),
+        (Window(1000, 1500), False),  # 57 % white
+        (Window(800, 1000), True),  # 68 %
+        (Window(1, 2000, "SIGMOID"), False),  # compressed, and stretched again
+        (Lut(0, (*range(500), 500)), True),
+        (Lut(0, tuple(range(4096))), False),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_window_that_leaves_most_of_the_picture_one_shade_is_said(
+    voi: Window | Lut, clips: bool, turned: bool
+) -> None:
+    found = present(RAMP, Presentation(voi=voi, inverted=turned))
+    assert found.voi != "none"
+    assert found.warnings == ((Caution.WINDOW_CLIPS,) if clips else ())
+
+
+def test_a_window_is_not_blamed_for_a_background_that_is_one_shade_anyway() -> None:
+    framed = RAMP.copy()
+    framed[:, : SIZE * 3 // 4] = 0
+    assert present(framed, Presentation(voi=Window(3000, 1000))).warnings == ()
+    half = np.where(RAMP < 2048, 0, RAMP)
+    assert present(half, Presentation(voi=Window(3800, 300))).warnings == (Caution.WINDOW_CLIPS,)
+
+
+def test_padding_is_no_part_of_what_a_window_clips() -> None:
+    framed = RAMP.copy()
+    framed[:, : SIZE * 3 // 4] = np.nan
+    found = present(framed, Presentation(voi=Window(2048, 4096)))
+    assert found.warnings == (Caution.PADDING,)
+    found = present(framed, Presentation(voi=Window(127, 255)))
+    assert found.warnings == (Caution.PADDING, Caution.WINDOW_CLIPS)
+
+
+@pytest.mark.real
+def test_the_8_bit_window_on_12_bit_values_met_in_the_field(faults: Path) -> None:
+    path = faults / "window-beside-the-values" / "09b_8bit_window_12bit_data.dcm"
+    image = open_image(path.read_bytes())
+    found = preprocess(image.samples(), image.presentation)
+    assert (found.voi, found.warnings) == ("window", (Caution.WINDOW_CLIPS,))
 
 
 def test_inverted_is_one_minus() -> None:

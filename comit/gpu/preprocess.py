@@ -12,7 +12,14 @@ from comit.preprocess import SIZE, Lut, Presentation
 from comit.reasons import Caution, Fail
 
 CELLS = SIZE * SIZE
-PADDED, UNUSABLE, USED_VOI, BLANK, NONFINITE = 1, 2, 4, 8, 16  # enum Status of present.cuh
+PADDED, UNUSABLE, USED_VOI, BLANK, NONFINITE, CLIPPING = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+)  # enum Status of present.cuh
 
 
 class Outcome(NamedTuple):
@@ -77,6 +84,8 @@ def outcome(status: int, presentation: Presentation) -> Outcome:
         warnings.append(Caution.PADDING)
     if status & UNUSABLE:
         warnings.append(Caution.WINDOW_UNUSABLE)
+    if status & CLIPPING:
+        warnings.append(Caution.WINDOW_CLIPS)
     voi = "none"
     if status & USED_VOI:
         voi = "lut" if isinstance(presentation.voi, Lut) else "window"

@@ -9,7 +9,8 @@ spans the whole image whatever its aspect, so a mask maps back by scaling alone.
 1. *Area average* of the stored values: each grid cell is the mean over its footprint, borders
    weighted by overlap. Padding weighs nothing.
 2. *Modality* (PS3.3 C.11.1): rescale slope and intercept, or the modality LUT.
-3. *VOI* (PS3.3 C.11.2): the first usable window or VOI LUT of the header, if there is one.
+3. *VOI* (PS3.3 C.11.2): the first usable window or VOI LUT of the header, if there is one. Where
+   it leaves most of the picture one shade, a warning says so.
 4. *Stretch*: the 0.5 % darkest and brightest cells are clipped and the rest spread over [0, 1].
    So a PNG whose window was burned in and the DICOM with that window in its header agree, and a
    window that spans the whole range does not leave a flat picture.
@@ -34,6 +35,9 @@ from comit.reasons import Caution, Fail
 # Versioned as comit.preprocess_version: change a value here and count it up.
 SIZE = 224
 CLIPPED = int(0.005 * SIZE * SIZE)  # 250 cells at either end
+# A window that leaves more than two thirds of the picture black, or white, is most likely another
+# picture's. Radiographs with much air around them have up to 0.44 of one shade.
+CLIPS = (2, 3)
 BAND = 4  # rows of cells in one product; 1, 2, 7 and more are slower on 1 and on 5 Mpx
 
 Grid = NDArray[np.float32]  # (224, 224)
@@ -212,12 +216,28 @@ def _tones(grid: Grid, presentation: Presentation) -> tuple[Grid, NDArray[np.boo
         ends = _ends(windowed, padding)
         if ends is not None:
             voi = "lut" if isinstance(presentation.voi, Lut) else "window"
+            if _is_clipped(windowed, padding, ends) and not _is_clipped(values, padding):
+                warnings.append(Caution.WINDOW_CLIPS)
             return windowed, padding, _Tones(voi, *ends, tuple(warnings))
         warnings.append(Caution.WINDOW_UNUSABLE)  # it shows one shade
     ends = _ends(values, padding)
     if ends is None:
         raise ItemError(Fail.BLANK)
     return values, padding, _Tones("none", *ends, tuple(warnings))
+
+
+def _is_clipped(
+    values: Grid,
+    outside: NDArray[np.bool_] | None,
+    ends: tuple[np.float32, np.float32] | None = None,
+) -> bool:
+    """Whether one end of the stretch, black or white, is more than CLIPS of the picture."""
+    inside = values if outside is None else values[~outside]
+    ends = ends or _ends(values, outside)
+    if ends is None:
+        return True
+    largest = max(np.count_nonzero(inside <= ends[0]), np.count_nonzero(inside >= ends[1]))
+    return bool(largest * CLIPS[1] > inside.size * CLIPS[0])
 
 
 def _shown(

@@ -16,6 +16,7 @@ enum Status : u32 {
   USED_VOI = 4,     // the window or VOI LUT was used
   BLANK = 8,        // no pixels: all values agree
   NONFINITE = 16,   // no pixels: a value is beyond float32
+  CLIPPING = 32,    // the window or VOI LUT leaves most of the picture one shade
 };
 
 COMIT_FN f32 look_up(f32 value, const Table& t, const f32* entries) {
@@ -69,6 +70,7 @@ struct PresentMemory {
   u32 found[2];  // keys of the two ranks, from the top digit down
   u32 rank[2];   // among the values that share those digits
   u32 inside, bad, usable;
+  u32 at_end[2];  // cells that are as dark or as light as the stretch goes
   f32 low, high;
 };
 
@@ -125,6 +127,28 @@ COMIT_FN void find_ends(const Team& team, PresentMemory& memory, const f32* valu
   });
 }
 
+// Whether one end of the stretch found by find_ends() is more than two thirds of the picture:
+// comit.preprocess.CLIPS.
+COMIT_FN bool is_clipped(const Team& team, PresentMemory& memory, const f32* values) {
+  if (!memory.usable) return true;
+  const f32 low = memory.low, high = memory.high;
+  team.each([&](int thread) {
+    if (!thread) memory.at_end[0] = memory.at_end[1] = 0;
+  });
+  team.each([&](int thread) {
+    u32 dark = 0, light = 0;
+    for (int i = thread; i < CELLS; i += team.size) {
+      if (is_nan(values[i])) continue;
+      dark += values[i] <= low;
+      light += values[i] >= high;
+    }
+    add(&memory.at_end[0], dark);
+    add(&memory.at_end[1], light);
+  });
+  const u32 dark = memory.at_end[0], light = memory.at_end[1];
+  return 3 * (dark > light ? dark : light) > 2 * memory.inside;
+}
+
 // `grid` (224, 224) from average(), or pixels; overwritten. `shown` is room for as many. `out`
 // is (224, 224): binary16 where `half`, else float32.
 COMIT_FN void present(const Team& team, PresentMemory& memory, const u8* samples,
@@ -171,6 +195,16 @@ COMIT_FN void present(const Team& team, PresentMemory& memory, const u8* samples
     if (p.voi != NO_VOI) {
       if (memory.usable) {
         said |= USED_VOI;
+        if (is_clipped(team, memory, shown)) {
+          const f32 low = memory.low, high = memory.high;
+          team.each([](int) {});  // all have read before they change
+          find_ends(team, memory, grid);
+          if (!is_clipped(team, memory, grid)) said |= CLIPPING;
+          team.each([](int) {});
+          team.each([&](int thread) {
+            if (!thread) memory.low = low, memory.high = high, memory.usable = 1;
+          });
+        }
       } else {
         said |= UNUSABLE;
         values = grid;
