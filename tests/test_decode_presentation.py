@@ -16,7 +16,7 @@ from comit.bench.faults import dicoms
 from comit.bench.faults.dicoms import dataset, make, picture, write
 from comit.decode import open_image
 from comit.preprocess import Lut, Presentation, Window, preprocess
-from comit.reasons import Caution
+from comit.reasons import Caution, Skip
 
 PIXELS = picture()
 WINDOW, RESCALE = Caution.WINDOW_UNUSABLE, Caution.RESCALE_UNUSABLE
@@ -284,6 +284,13 @@ def test_functional_groups_of_the_only_frame_are_read(
     if own is not None:
         ds.PerFrameFunctionalGroupsSequence = group(*own)
     assert open_image(write(ds, syntax)).presentation == expected
+
+
+def test_functional_groups_of_several_frames_are_left_alone() -> None:
+    ds = dataset(PIXELS, NumberOfFrames=2, PixelData=2 * PIXELS.tobytes())
+    ds.SharedFunctionalGroupsSequence = group(A)
+    image = open_image(write(ds))
+    assert (image.presentation, image.skip) == (Presentation(), Skip.MULTI_FRAME)
 
 
 def test_a_broken_window_of_a_functional_group_is_said() -> None:

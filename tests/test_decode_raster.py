@@ -188,6 +188,15 @@ def test_orientations_that_exif_does_not_define_ask_for_no_turn(turn: int) -> No
     assert warnings == UNVERIFIED
 
 
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["41_exif6.jpg", "41b_exif3.jpg"])
+def test_turned_pictures_met_in_the_field(faults: Path, name: str) -> None:
+    data = (faults / "exif-orientation" / name).read_bytes()
+    samples, warnings = read(data)
+    np.testing.assert_array_equal(samples, cv2.imdecode(np.frombuffer(data, np.uint8), 0))
+    assert warnings == [*UNVERIFIED, Caution.ORIENTATION]
+
+
 def test_size_limits_hold_for_the_turned_picture() -> None:
     wide = np.tile(EIGHT, (1, 5))[:70]  # 70 x 400
     image = open_image(png(wide, 8, 0, chunk(b"eXIf", exif(6))))

@@ -250,8 +250,11 @@ class Header:
     def of_frame(self, macro: int, tags: tuple[int, ...]) -> Header:
         """Where the only frame's values of these elements stand (PS3.3 C.7.6.16.1).
 
-        In a macro of its own functional groups, else of the shared ones, else in this data set.
+        In a macro of its own functional groups, else of the shared ones, else in this data set;
+        there too for several frames, which are not screened.
         """
+        if self.integer(0x00280008, 1) > 1:
+            return self
         for groups in (PER_FRAME, SHARED):
             for group in self.items(groups)[:1]:
                 for item in group.items(macro)[:1]:
