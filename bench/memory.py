@@ -86,9 +86,15 @@ def family(pid: int) -> list[int]:
 
 
 def proportional(pid: int) -> int:
-    """Proportional set size in bytes; 0 once the process has gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    """Proportional set size in bytes; 0 once the process has gone.
+
+    Decoding processes show theirs to root alone (prctl(2), PR_SET_DUMPABLE): to others what is
+    private to them, without their share of libraries and of the ring.
+    """
+    for file, key in (("smaps_rollup", "Pss:"), ("status", "RssAnon:")):
+        try:
+            lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+        except OSError:
+            continue
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+    return 0

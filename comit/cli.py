@@ -244,10 +244,13 @@ def screen(
       comit screen /archive --out results/ --exclude '#old/' --exclude 'test-*'
       comit screen xrays/*.jpg --out results.parquet
     """
+    from comit.confine import forbid_core_dumps
     from comit.screen import Options
     from comit.screen import screen as run
 
     options = Options(**given) if model is None else Options(model=model, **given)
+    if options.identifiers != "plain":
+        forbid_core_dumps()
     stop, said = threading.Event(), console(ctx, quiet=quiet, log_format=log_format)
 
     def ask_to_stop(number: int, frame: object) -> None:

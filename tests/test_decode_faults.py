@@ -286,6 +286,10 @@ def test_odd_columns_of_ybr_full_422_are_read_where_they_are_compressed() -> Non
         ("delimiter-missing/26a_delim_zeros.dcm", [Caution.END_MARKER]),
         ("delimiter-missing/26b_no_delim.dcm", [Caution.END_MARKER]),
         ("end-marker-missing-in-jpeg-png/40g_dicom_no_eoi.dcm", [Caution.END_MARKER]),
+        ("no-pixel-objects-called-truncated/DICOMDIR-empty.dcm", Skip.SOP_CLASS),
+        ("no-pixel-objects-called-truncated/no_meta_group_length.dcm", Fail.NO_PIXELS),
+        ("no-pixel-objects-called-truncated/priv_SQ.dcm", Fail.NO_PIXELS),
+        ("memory-bomb-fragments/fragments.dcm", Fail.TOO_COMPLEX),
         ("ybr422-odd-columns/25_ybr422_odd.dcm", []),
         ("ybr422-odd-columns/25b_ybr422_even.dcm", []),
     ],
@@ -304,3 +308,60 @@ def test_overlays_do_not_depend_on_the_codec(faults: Path) -> None:
     assert len(others) == 3
     for other in others:
         np.testing.assert_array_equal(other, native)
+
+
+# ---- data sets without pixels, and headers that would be read for ever -----------------------
+
+
+def test_a_data_set_without_pixels_is_asked_what_it_is_first() -> None:
+    bare = pydicom.Dataset()
+    bare.SOPClassUID, bare.SOPInstanceUID = dicoms.SECONDARY, "1.2.3"
+    assert outcome(write(bare)) is Fail.NO_PIXELS
+    bare.ImageComments = "no more than this"
+    assert outcome(write(bare)[:-6]) is Fail.TRUNCATED
+    bare.SOPClassUID = "1.2.840.10008.1.3.10"  # a media directory
+    assert outcome(write(bare)) is Skip.SOP_CLASS
+    assert outcome(write(dataset(PixelData=None))) is Fail.NO_PIXELS
+    assert outcome(write(dataset(PixelData=None, Modality="CT"))) is Skip.MODALITY
+
+
+def test_a_pixel_tag_planted_in_a_value_does_not_lift_the_limit() -> None:
+    head = make(PIXELS)
+    start = head.index(b"\x08\x00\x16\x00UI")
+    planted = b"\x08\x00\x08\x00LO\x04\x00\xe0\x7f\x10\x00"
+    sequence = b"\x08\x00\x15\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * 300_000
+    data = head[:start] + planted + sequence + b"\xfe\xff\xdd\xe0\0\0\0\0" + head[start:]
+    assert outcome(data) is Fail.TOO_COMPLEX
+
+
+def test_fragments_without_number_are_too_complex() -> None:
+    data = make(PIXELS, dicoms.J2K, j2k(PIXELS))
+    assert outcome(data[:-8] + b"\xfe\xff\x00\xe0\0\0\0\0" * 150_000) is Fail.TOO_COMPLEX
+
+
+def test_no_more_of_a_deflated_data_set_is_inflated_than_its_pixels_need() -> None:
+    large = picture(3000, 3000)
+    data = make(large, dicoms.DEFLATED)  # 18 MB: more than the head that is inflated first
+    np.testing.assert_array_equal(samples(data), large)
+    assert outcome(data[: len(data) // 2]) is Fail.TRUNCATED
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are Linux's")
+def test_a_process_is_bound_to_its_memory_and_leaves_no_core_dump() -> None:
+    program = """
+import ctypes, resource
+from comit.confine import Memory, forbid_core_dumps
+forbid_core_dumps()
+print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+memory = Memory()
+memory.allow(2**26)
+try:
+    bytearray(2**27)
+except MemoryError:
+    memory.allow(2**28)
+    print(len(bytearray(2**27)))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split("\n")[:2] == ["(0, 0) 0", str(2**27)]

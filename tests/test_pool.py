@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from comit.bench.faults import dicoms
+from comit.bench.faults.dicoms import make
 from comit.decode import Limits, open_image
 from comit.decode.worker import Task
 from comit.errors import Stopped
@@ -227,3 +231,31 @@ def test_a_small_ring_is_shared_in_turn(pictures):
     with pool(workers=3, ring_bytes=1_450_000) as decoders:  # one of the large ones at a time
         done = [d for d, p in decoders.run(tasks(pictures)) if p is not None]
     assert len(done) == len(pictures)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are Linux's")
+def test_memory_is_asked_for_or_refused_and_no_neighbour_pays(pictures, tmp_path):
+    """98 million pixels of colour in 140 kB need more than the ring and a decoder have."""
+    packer = zlib.compressobj(9, wbits=-15)
+    rows = [packer.compress(bytes([i % 200]) * 9900 * 3) for i in range(9900)]
+    stream = b"".join(rows) + packer.flush()
+    syntax = b"1.2.840.10008.1.2.8.1\0"  # deflated frames
+    bomb = make(np.zeros((96, 80, 3), np.uint8), dicoms.JPEG, stream + b"\0" * (len(stream) % 2),
+                8, Rows=9900, Columns=9900, PhotometricInterpretation="YBR_FULL")  # fmt: skip
+    bomb = bomb.replace(dicoms.JPEG.encode(), syntax)
+    (tmp_path / "bomb.dcm").write_bytes(bomb)
+    files = [*pictures[:3], os.fsencode(tmp_path / "bomb.dcm"), *pictures[3:6]]
+    with pool(workers=1, ring_bytes=512 * 2**20) as decoders:
+        reasons = {d.item: d.reason for d, _ in decoders.run(tasks(files))}
+    assert reasons == {i: "too_large" if i == 3 else None for i in range(7)}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are Linux's")
+def test_a_decoding_process_dumps_no_core_and_has_a_bound(pictures):
+    with pool(workers=1) as decoders:
+        for i, _ in enumerate(decoders.run(tasks(pictures))):
+            if i == 3:
+                pid = at_work(decoders).pid
+                limits = resource.prlimit(pid, resource.RLIMIT_CORE)
+                bound, _ = resource.prlimit(pid, resource.RLIMIT_DATA)
+    assert limits == (0, 0) and 2**28 <= bound < 2**30

@@ -64,6 +64,11 @@ class Image(ABC):
         """Bytes of memory that :meth:`samples` takes beside the file's own."""
         return 0 if self.in_place else self.height * self.width * self.dtype.itemsize
 
+    @property
+    @abstractmethod
+    def working(self) -> int:
+        """Bytes that the codec and conversions take meanwhile, at most in an honest file."""
+
     @abstractmethod
     def read_into(self, out: Samples) -> None:
         """Decodes the only frame into ``out``, (height, width) of ``dtype``; raises ItemError."""

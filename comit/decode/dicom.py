@@ -25,14 +25,17 @@ from comit.decode.codecs import (
 )
 from comit.decode.header import DOUBLE, FLOAT, UNDEFINED, Header, is_dicom, quiet, read_header
 from comit.decode.presentation import PALETTE, read_presentation
-from comit.decode.radiograph import judge
+from comit.decode.radiograph import MODALITY, judge
 from comit.errors import ItemError
-from comit.reasons import Caution, Fail
+from comit.reasons import Caution, Fail, Skip
 
 __all__ = ["DicomImage", "is_dicom", "open_dicom"]
 
 NATIVE = Codec.NATIVE
 ITEM = b"\xfe\xff\x00\xe0"
+# Bytes a sample that codecs take for themselves, measured and rounded up: libjpeg for coefficients
+# of progressive streams and for a second decoding, OpenJPEG for coefficients of 32 bits.
+WORKING = {Codec.JPEG: 4, Codec.JPEG_2000: 6}
 MAY_BE_LOSSY = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (91, 93, 203))  # JPEG 2000
 STREAMS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")  # JPEG and JPEG-LS, JPEG 2000
 LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601, the Y of YBR_FULL
@@ -58,6 +61,15 @@ class DicomImage(Image):
     def in_place(self) -> bool:
         """Uncompressed grey values, whose unused bits are usually clear."""
         return self.codec is NATIVE and self._is_grey
+
+    @property
+    def working(self) -> int:
+        """As :attr:`Image.working`."""
+        fmt = self.format
+        size = max(fmt.allocated // 8, 1)
+        codec = WORKING.get(self.codec or Codec.JPEG_2000, 2 * size)
+        colour = 0 if self._is_grey else 2 * size  # as decoded, and as RGB
+        return fmt.rows * fmt.columns * fmt.samples * (codec + colour)
 
     @property
     def _is_grey(self) -> bool:
@@ -152,6 +164,8 @@ def _open(data: bytes, limits: Limits, policy: ViewPolicy) -> DicomImage:
     codec = SYNTAXES.get(uid) if uid else (None if header.pixels_length == UNDEFINED else NATIVE)
     colour = fmt.samples != 1 or fmt.photometric == PALETTE
     skip, view, warnings = judge(header, fmt.frames, colour, policy)
+    if header.pixels_tag is None and skip is Skip.MODALITY and not header.word(MODALITY):
+        raise ItemError(Fail.NO_PIXELS)  # nothing says what it is but that it has none
     presentation, more = read_presentation(header, fmt)
     image = DicomImage(
         height=fmt.rows,

@@ -12,7 +12,7 @@ import logging
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -46,9 +46,9 @@ TEXT = frozenset({"DS", "IS", "LO", "SH", "CS", "LT", "ST", "UT", "UC", "PN", "A
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(E[+-]?\d+)?", re.ASCII)
 HUGE = 1e30  # no unit has such values, and products of two would not fit in float32
 INFLATED_BYTES = 256 * 2**20  # a radiograph has 10 to 30 MB; asked before inflating
-ITEM, PIXELS_TAG = b"\xfe\xff\x00\xe0", b"\xe0\x7f\x10\x00"  # little-endian
+HEAD_BYTES = 16 * 2**20  # of them up to the pixels, all that is inflated to look for those
 ELEMENTS = 20_000  # at the top level; radiographs have 100 to 300
-ITEMS = 200_000  # of sequences; the largest enhanced CT have fewer
+READS = 500_000  # of pydicom, which makes an object at every third; large enhanced CT need 100,000
 TAGS = (
     [0x00020002, 0x00020010]
     + [0x00080005, 0x00080016, 0x00080018, 0x00080060, 0x00081030, 0x0008103E, 0x00082218]
@@ -318,12 +318,10 @@ def _read(data: bytes) -> Header:
     preamble = data[128:132] == b"DICM"
     if preamble and len(data) < 132 + 12:
         raise ItemError(Fail.TRUNCATED)
-    meta, body = None, data
+    meta, body, rest = None, data, None
     if DEFLATED in data[:4096]:
-        meta, body = _inflate(data, 132 if preamble else 0)
-    if body.count(ITEM, 0, body.find(PIXELS_TAG)) > ITEMS:  # pydicom builds an object of each
-        raise ItemError(Fail.TOO_COMPLEX)
-    stream = io.BytesIO(body)
+        meta, body, rest = _inflate(data, 132 if preamble else 0)
+    stream = _Counted(body)
     found: list[tuple[int, str | None, int, int]] = []
     count = 0
 
@@ -337,42 +335,84 @@ def _read(data: bytes) -> Header:
         if count > ELEMENTS:
             raise ItemError(Fail.TOO_COMPLEX)
         if length != UNDEFINED and stream.tell() + length > len(body):
-            raise ItemError(Fail.TRUNCATED)
+            raise ItemError(Fail.TRUNCATED if rest is None else Fail.TOO_COMPLEX)
         return False
 
     tags: Any = TAGS
-    if meta is None:
-        elements: Dataset = read_partial(stream, stop, force=True, specific_tags=tags)
-        meta = elements.file_meta
-        is_little = elements.original_encoding[1] is not False
-    else:
-        elements = read_dataset(stream, False, True, stop_when=stop, specific_tags=tags)
-        is_little = True
+    try:
+        if meta is None:
+            elements: Dataset = read_partial(stream, stop, force=True, specific_tags=tags)
+            meta = elements.file_meta
+            is_little = elements.original_encoding[1] is not False
+        else:
+            elements = read_dataset(stream, False, True, stop_when=stop, specific_tags=tags)
+            is_little = True
+    except OSError:  # pydicom's word for whatever a read within a sequence raises
+        raise ItemError(Fail.NOT_DICOM if stream.left >= 0 else Fail.TOO_COMPLEX) from None
     has_meta = preamble and "TransferSyntaxUID" in meta
-    if not found and not len(elements):
-        raise ItemError(Fail.TRUNCATED if has_meta else Fail.NOT_DICOM)
+    if not found and not len(elements) and not has_meta:
+        raise ItemError(Fail.NOT_DICOM)
+    if not found and (stream.is_cut or not count):  # else a whole data set that has no pixels
+        raise ItemError(Fail.TRUNCATED)
     tag, vr, start, length = found[0] if found else (None, None, len(body), 0)
+    if rest is not None:
+        if tag is None or length == UNDEFINED or start + length > INFLATED_BYTES:
+            raise ItemError(Fail.TOO_COMPLEX)
+        body += rest(start + length - len(body))
     return Header(elements, meta, body, tag, vr, start, length, not is_little, has_meta)
 
 
-def _inflate(data: bytes, start: int) -> tuple[Dataset | None, bytes]:
-    """File meta and inflated data set, if the transfer syntax is the deflated one (PS3.5 A.5)."""
+class _Counted(io.BytesIO):
+    """Bytes that are read a limited number of times: what a parser makes of them is bounded."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.left = READS
+        self.is_cut = False  # within the head of an element
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file; raises ItemError ``too_complex``."""
+        self.left -= 1
+        if self.left < 0:
+            raise ItemError(Fail.TOO_COMPLEX)
+        found = super().read(size)
+        self.is_cut = bool(found) and size is not None and len(found) < size
+        return found
+
+
+def _inflate(
+    data: bytes, start: int
+) -> tuple[Dataset | None, bytes, Callable[[int], bytes] | None]:
+    """File meta and inflated data set, if the transfer syntax is the deflated one (PS3.5 A.5).
+
+    Of a data set beyond HEAD_BYTES that much alone, and what inflates up to so many bytes more.
+    """
     stream = io.BytesIO(data)
     stream.seek(start)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, _vr, _n: tag >> 16 != 2)
     if str(meta.get("TransferSyntaxUID", "")).encode() != DEFLATED:
-        return None, data
+        return None, data, None
     # The first element after group 2 may not look like one: it is deflated.
     length = meta.get("FileMetaInformationGroupLength")
     if isinstance(length, int):
         stream.seek(start + 12 + length)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        body = inflater.decompress(data[stream.tell() :], INFLATED_BYTES)
-    except zlib.error:
-        raise ItemError(Fail.CORRUPT) from None
-    if inflater.unconsumed_tail:
-        raise ItemError(Fail.TOO_COMPLEX)
-    if not inflater.eof:
+
+    def inflate(packed: bytes, length: int) -> bytes:
+        try:
+            return inflater.decompress(packed, length)
+        except zlib.error:
+            raise ItemError(Fail.CORRUPT) from None
+
+    def rest(length: int) -> bytes:
+        found = inflate(inflater.unconsumed_tail, length) if length > 0 else b""
+        if len(found) < length:
+            raise ItemError(Fail.TRUNCATED)
+        return found
+
+    body = inflate(data[stream.tell() :], HEAD_BYTES)
+    if inflater.eof:
+        return meta, body, None
+    if len(body) < HEAD_BYTES:
         raise ItemError(Fail.TRUNCATED)
-    return meta, body
+    return meta, body, rest

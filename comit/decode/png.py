@@ -23,6 +23,7 @@ MAGIC = b"\x89PNG\r\n\x1a\n"
 # Colour types: the bit depths each may have (11.2.1) and the channels of a pixel.
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+PALETTE = 3
 LARGE = 64 * 2**20  # bytes of scanlines, of which there would be several copies
 STORED = 0xFFFF  # bytes of a stored block at most, RFC 1951 3.2.4
 NONE, SUB, UP = 0, 1, 2  # filter types, 9.2

@@ -23,6 +23,18 @@ class RasterImage(Image):
     header: png.Header | jpeg.Frame = field(kw_only=True)
 
     @property
+    def working(self) -> int:
+        """As :attr:`Image.working`."""
+        pixels = self.height * self.width
+        header = self.header
+        if isinstance(header, jpeg.Frame):  # coefficients, and a second decoding
+            return 4 * pixels * header.components
+        # scanlines, the same where nothing is compressed, and OpenCV's; alpha in double
+        transparent = 16 if header.transparent or header.colour in (4, 6) else 0
+        channels = 4 if header.colour == png.PALETTE else png.CHANNELS[header.colour]
+        return pixels * (3 * self.dtype.itemsize * channels + transparent)
+
+    @property
     def turn(self) -> int:
         """The Exif Orientation, 1 to 8: how the stored picture is turned to be upright."""
         return orientation(self.header.exif)

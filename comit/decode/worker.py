@@ -24,12 +24,14 @@ import sys
 import time
 import warnings
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import numpy as np
 from imagecodecs import deflate_crc32
 
+from comit.confine import Memory, forbid_core_dumps
 from comit.decode import Image, Limits, ViewPolicy, open_image
 from comit.errors import ItemError
 from comit.gpu.batch import Form, Rows, Source, takes
@@ -38,6 +40,9 @@ from comit.reasons import Caution, Fail, Skip
 from comit.source import microseconds
 
 AHEAD = 2  # items a process has at once: the next waits in its pipe while it decodes
+# Bytes that decoding may take for itself, as most radiographs do, beside three times the file's;
+# what takes more than that asks the ring for it.
+WORKING = 256 * 2**20
 SLOT = 2**20  # bytes of a slot: 1024 x 1024 of 8 bits; a grid takes 200,704
 
 
@@ -97,6 +102,7 @@ def main() -> None:
     """Serves items until the pipe closes. Arguments: pipe, ring, its size, slots; JSON."""
     pipe, ring, size, slots = (int(a) for a in sys.argv[1:5])
     policy, limits = json.loads(sys.argv[5])
+    forbid_core_dumps()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     warnings.simplefilter("ignore")  # pydicom's quote header values, which name patients
     import cv2
@@ -122,6 +128,7 @@ class Parent:
         self.tasks: deque[Task] = deque()
         self.taken = -1
         self.waited = 0.0  # seconds, for memory of the item in hand
+        self.own, self.allowed = Memory(), 0
 
     def next_task(self) -> Task:
         """The next one, in the order they were sent."""
@@ -129,11 +136,20 @@ class Parent:
         self.waited = 0.0
         return self.tasks.popleft() if self.tasks else self.connection.recv()
 
-    def place(self, nbytes: int) -> int:
+    def allow(self, file_bytes: int) -> None:
+        """Bounds what this process takes for a file, until more is asked for."""
+        self.allowed = WORKING + 3 * file_bytes  # as read, a frame of it, a part in hand
+        self.own.allow(self.allowed)
+
+    def place(self, nbytes: int, working: int = 0) -> int:
         """The offset of memory for an item: its slot, or a block of the ring, waited for.
 
-        Raises ItemError ``too_large``.
+        ``working`` are bytes that decoding takes for itself. What of them is beyond WORKING is
+        asked for with the rest and left unused there, so that the ring bounds it too. Raises
+        ItemError ``too_large``.
         """
+        more = max(working - WORKING, 0)
+        nbytes += more
         if nbytes <= SLOT:
             return self.slots + self.taken % AHEAD * SLOT
         asked = time.perf_counter()
@@ -143,6 +159,7 @@ class Parent:
         self.waited += time.perf_counter() - asked
         if message is None:
             raise ItemError(Fail.TOO_LARGE)
+        self.own.allow(self.allowed + more)
         return int(message)
 
 
@@ -155,7 +172,7 @@ def _process(task: Task, limits: Limits, policy: ViewPolicy, parent: Parent) -> 
     found: tuple[Caution, ...] = ()
     stored: Stored | None = None
     try:
-        contents = read_file(task.file, limits.file_bytes)
+        contents = read_file(task.file, limits.file_bytes, parent.allow)
         image = open_image(contents.data, limits, policy)
         if image.skip is not None:
             reason = image.skip
@@ -167,7 +184,9 @@ def _process(task: Task, limits: Limits, policy: ViewPolicy, parent: Parent) -> 
                 voi, found = _store_pixels(image, parent)
     except ItemError as error:
         reason = error.reason
-    except Exception:  # a decoder's own error or no memory; its text may hold header values
+    except MemoryError:
+        reason = Fail.TOO_LARGE
+    except Exception:  # a decoder's own error; its text may hold header values
         reason = Fail.CRASH
     done = Done(
         task.item,
@@ -194,7 +213,7 @@ def _process(task: Task, limits: Limits, policy: ViewPolicy, parent: Parent) -> 
 
 def _store_pixels(image: Image, parent: Parent) -> tuple[str, tuple[Caution, ...]]:
     """Puts the pixels of the grid into the ring; what preprocessing said."""
-    offset = parent.place(image.nbytes)
+    offset = parent.place(image.nbytes, image.working)
     pixels, voi, found = preprocess(image.samples(parent.memory, offset), image.presentation)
     # The stored values are done with: the grid takes their place.
     np.ndarray((SIZE, SIZE), np.float32, parent.memory, offset)[...] = pixels
@@ -211,7 +230,7 @@ def _store(image: Image, data: bytes, parent: Parent) -> Stored:
         offset = parent.place(rows.data.nbytes)
         np.ndarray(rows.data.shape, np.uint8, parent.memory, offset)[...] = rows.data
         return Stored(shape, dtype, "rows", shown)
-    offset = parent.place(image.height * image.width * image.dtype.itemsize)
+    offset = parent.place(image.height * image.width * image.dtype.itemsize, image.working)
     samples = image.samples(parent.memory, offset)
     if image.in_place:
         np.ndarray(shape, image.dtype, parent.memory, offset)[...] = samples
@@ -227,8 +246,11 @@ class Contents(NamedTuple):
     crc32: int | None = None  # ISO/IEC 13239; tells two files of one SOPInstanceUID apart
 
 
-def read_file(file: bytes, limit: int) -> Contents:
-    """All bytes of a regular file; raises ItemError. A FIFO or a device is never opened."""
+def read_file(file: bytes, limit: int, allow: Callable[[int], None] = lambda _: None) -> Contents:
+    """All bytes of a regular file; raises ItemError. A FIFO or a device is never opened.
+
+    ``allow`` is told how many they are before they are read.
+    """
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):  # noqa: PTH116 (bytes)
             raise ItemError(Skip.NOT_A_FILE)
@@ -237,6 +259,7 @@ def read_file(file: bytes, limit: int) -> Contents:
             before = os.fstat(fd)
             if before.st_size > limit:
                 raise ItemError(Fail.TOO_LARGE)
+            allow(before.st_size)
             data = stream.read(before.st_size + 1)  # one more shows a file that grows
             after = os.fstat(fd)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
