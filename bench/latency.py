@@ -64,6 +64,7 @@ def by_batch(
             if took > SHARE * free_memory():
                 say(f"batch size {size} and above: not run, they would not fit into memory")
                 break
+        say(f"timing batches of {size}: {calls} calls, and all lanes for {seconds:g} s")
         try:
             found.append(measure(partial(load, size), calls, seconds))
         except (MemoryError, RuntimeError) as error:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from threading import Timer
 from typing import Any, TextIO
 
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+SOON = 1.0  # seconds that work may take before it says what it is
 
 
 def printable(text: str) -> str:
@@ -80,8 +82,28 @@ class Console:
             print(printable(text), file=self.stream, flush=True)
 
     @contextmanager
+    def stage(self, label: str) -> Iterator[None]:
+        """Says what goes on where it takes longer than :data:`SOON`: work of unknown length."""
+        if self._rich is not None:
+            with self._rich.status(printable(label)):
+                yield
+            return
+        timer = Timer(SOON, self.line, [f"{label} ...", "stage"])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
-        """Yields ``step(n=1)``; shows share done, rate and time left."""
+        """Yields ``step(n=1, earlier=False)``; shows share done, rate and time left.
+
+        What was done ``earlier``, by a run that this one resumes, counts for no rate.
+        """
+        before = 0  # done earlier
+        started = time.monotonic()
         if self._rich is not None:
             from rich import progress as bars
 
@@ -95,28 +117,32 @@ class Console:
                 transient=True,
             )
             task = bar.add_task(label, total=total, rate="")
-            started = time.monotonic()
 
-            def draw(n: int = 1) -> None:
-                bar.advance(task, n)
-                done = bar.tasks[0].completed
+            def draw(n: int = 1, earlier: bool = False) -> None:
+                nonlocal before
+                if earlier:
+                    before += n
+                    bar.reset(task, completed=int(bar.tasks[0].completed) + n)
+                else:
+                    bar.advance(task, n)
+                done = bar.tasks[0].completed - before
                 rate = done / max(time.monotonic() - started, 1e-9)
                 bar.update(task, rate=f"{rate:.1f}/s")
 
             with bar:
                 yield draw
             return
-        state = {"done": 0, "last": time.monotonic()}
-        started = time.monotonic()
+        done, last = 0, started
 
-        def say(n: int = 1) -> None:
-            state["done"] += n
+        def say(n: int = 1, earlier: bool = False) -> None:
+            nonlocal before, done, last
+            done += n
+            before += n if earlier else 0
             now = time.monotonic()
-            if now - state["last"] >= LINE_EVERY:
-                state["last"] = now
-                rate = state["done"] / (now - started)
-                left = (total - state["done"]) / rate if rate else 0.0
-                done = int(state["done"])
+            if now - last >= LINE_EVERY:
+                last = now
+                rate = (done - before) / (now - started)
+                left = (total - done) / rate if rate else 0.0
                 self.line(
                     f"{label}: {done:,} of {total:,} ({rate:.1f}/s, {left:.0f} s left)",
                     "progress",

@@ -102,7 +102,7 @@ class Lanes:
         self._flagged_share = 0.0
         self._running: list[Future[None]] = []
         self._mutex = threading.Lock()
-        self.on_rows: Callable[[int], None] = lambda rows: None
+        self.on_rows: Callable[..., None] = lambda rows, earlier=False: None
         self.status: Counter[str] = Counter()  # of the rows so far
         self.screened = 0
         self.seconds = {"engine": 0.0, "postprocess": 0.0, "write": 0.0}

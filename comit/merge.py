@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CONTENT = ("status", "sop_instance_uid", "file_size", "file_crc32")
+NAMED = 10  # failed rows that a report names
 Tables = Callable[[], Iterable["pa.Table"]]
 Parts = Callable[[Sequence[str] | None], Iterable["pa.Table"]]  # of these columns; None: all
 
@@ -36,6 +37,7 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)
     warnings: Counter[str] = field(default_factory=Counter)
     flagged: Counter[str] = field(default_factory=Counter)
+    failed: list[dict[str, str | None]] = field(default_factory=list)  # the first :data:`NAMED`
 
     def add(self, table: pa.Table) -> None:
         """Counts the rows of a table."""
@@ -45,6 +47,12 @@ class Tally:
         self.warnings.update(w for ws in table["warnings"].to_pylist() for w in ws or ())
         for name in ("unhealthy", "covid"):
             self.flagged[name] += sum(1 for v in table[f"flag_{name}"].to_pylist() if v)
+        if len(self.failed) < NAMED and self.status["failed"]:
+            import pyarrow.compute as pc
+
+            failed = table.filter(pc.equal(table["status"], "failed"))
+            named = failed.select(["row_id", "path", "reason"]).slice(0, NAMED - len(self.failed))
+            self.failed += named.to_pylist()
 
 
 def merge(

@@ -159,6 +159,8 @@ class Report:
     reasons: dict[str, int]
     warnings: dict[str, int]
     flagged: dict[str, int]
+    failed: list[dict[str, str | None]]  # row_id, path and reason of the first of them
+    rows_in_out: int  # with those of earlier runs
     unchanged: int  # items left out because the results have rows of them that stand
     resumed_rows: int  # that an earlier, interrupted run had done
     screened: int  # rows that went through the engine in this run
@@ -286,7 +288,7 @@ def unproblematic(sink: Sink, lanes: Lanes, stop: threading.Event, raw: bool) ->
         if stop.is_set():
             return
         if sink.done > shown:  # rows of an earlier run
-            lanes.on_rows(sink.done - shown)
+            lanes.on_rows(sink.done - shown, earlier=True)
             shown = sink.done
         if item.problem is not None:
             lanes.add(Done(index, str(item.problem)), None)
@@ -351,6 +353,8 @@ def nothing_new(sink: Sink) -> Report:
         reasons={},
         warnings={},
         flagged={},
+        failed=[],
+        rows_in_out=sink.rows_in_out(),
         unchanged=sink.unchanged,
         resumed_rows=0,
         screened=0,
@@ -382,6 +386,8 @@ def report(
         reasons=dict(tally.reasons.most_common()),
         warnings=dict(tally.warnings.most_common()),
         flagged=dict(tally.flagged),
+        failed=tally.failed,
+        rows_in_out=sink.rows_in_out(),
         unchanged=sink.unchanged,
         resumed_rows=sink.done,
         screened=lanes.screened,

@@ -271,6 +271,10 @@ class Sink:
         self._under_way = False
         return tally
 
+    def rows_in_out(self) -> int:
+        """The rows that the results have, with those of earlier runs."""
+        return sum(parquet.rows(file) for file in self._target.files())
+
     def _parts(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
         for shard in range(self._shards):
             part = self._verified(self._part(shard), shard, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from comit.reasons import Caution, Fail, Skip
 if TYPE_CHECKING:
     from comit.screen import Report
 
+SHOWN = 5  # failed files that are named
+
 
 def summary(report: Report) -> list[str]:
     """Lines that close a run: rows, flags, rate, and where the time went."""
@@ -22,9 +25,11 @@ def summary(report: Report) -> list[str]:
     if not report.rows:
         return [f"nothing to screen: {stand} of {report.out}", *beside(report)]
     lines = [
-        f"{report.rows:,} rows in {report.out}: {status['ok']:,} ok, "
+        f"{report.rows:,} rows of this run in {report.out}: {status['ok']:,} ok, "
         f"{status['skipped']:,} skipped, {status['failed']:,} failed"
     ]
+    if report.rows_in_out != report.rows:
+        lines.append(f"  with those of earlier runs it holds {report.rows_in_out:,} rows")
     if report.unchanged:
         lines.append(f"  beside them {stand}")
     if report.resumed_rows:
@@ -54,7 +59,25 @@ def summary(report: Report) -> list[str]:
     )
     spent = ", ".join(f"{name} {s:.1f}" for name, s in report.stage_seconds.items())
     lines.append(f"seconds spent, summed over processes and threads: {spent}")
-    return lines + beside(report)
+    return lines + beside(report) + steps(report)
+
+
+def steps(report: Report) -> list[str]:
+    """The first of the failed files, and what to do next."""
+    out = shlex.quote(report.out)
+    lines = []
+    if failed := report.status["failed"]:
+        first = report.failed[:SHOWN]
+        lines += [f"failed: {row['path'] or row['row_id']} ({row['reason']})" for row in first]
+        if failed > len(first):
+            lines.append(
+                f"  and {failed - len(first):,} more: comit worklist {out} --out list.csv lists "
+                "them last"
+            )
+        lines.append("  --retry-failed screens failed files again, alone")
+    hidden = not report.settings["identifiers"].startswith("plain")
+    without = " --top 0" if hidden else ""  # no picture is found without its path
+    return [*lines, f"next: comit report {out} --out report.html{without}"]
 
 
 def beside(report: Report) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from comit.arguments import Output
+from comit.console import Console
 
 if TYPE_CHECKING:
     from comit.card import Card
@@ -66,8 +67,11 @@ def onnx(
         card = replace(card, name=name)
     if notes:
         card = replace(card, notes=list(notes))
-    pixels = None if images is None else read_images(images)
-    written, parity = export_onnx(network, card, out, precision, pixels)
+    console = Console()
+    with console.stage(f"reading X-rays of {images}"):
+        pixels = None if images is None else read_images(images)
+    with console.stage("exporting, and comparing the file with PyTorch"):
+        written, parity = export_onnx(network, card, out, precision, pixels)
     click.echo(f"{out}: {written.name}, {precision}; agrees with PyTorch {parity}")
 
 

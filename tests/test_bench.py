@@ -89,10 +89,13 @@ def test_batches_grow_until_memory_ends_the_list(monkeypatch: pytest.MonkeyPatch
 
     found = by_batch(load, [8, 1, 64], 2, 0.01, said.append)
     assert [f.batch_size for f in found] == [1]
-    assert said == ["batch size 8 and above: not run, out of memory"]
+    assert said == [
+        *(f"timing batches of {size}: 2 calls, and all lanes for 0.01 s" for size in (1, 8)),
+        "batch size 8 and above: not run, out of memory",
+    ]
     monkeypatch.setattr(latency, "free_memory", lambda: -1.0)
     assert [f.batch_size for f in by_batch(Sleeper, [1, 64], 2, 0.01, said.append)] == [1]
-    assert said[1] == "batch size 64 and above: not run, they would not fit into memory"
+    assert said[-1] == "batch size 64 and above: not run, they would not fit into memory"
 
 
 def test_plot_is_a_picture_and_says_what_it_needs(

@@ -280,3 +280,28 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, tiny_model, picture
     with pytest.raises(UsageError, match=r"--keep is for columns of a manifest, and .* is none"):
         run(pictures, tmp_path / "r/", tiny_model, keep=("ward",), identifiers="none")
     assert not (tmp_path / "r.parquet").exists() and not (tmp_path / "r").exists()
+
+
+def test_the_summary_names_failed_files_and_what_to_do_next(tmp_path, tiny_model, pictures):
+    for i in range(7):
+        (pictures / f"broken {i}.png").touch()
+    out = tmp_path / "my results"
+    report, _ = run(pictures, f"{out}/", tiny_model, masks="none")
+    said = "\n".join(summary(report))
+    assert f"16 rows of this run in {out}: 9 ok, 0 skipped, 7 failed" in said
+    assert "it holds" not in said
+    assert [f"failed: broken {i}.png (empty)" in said for i in range(7)] == [True] * 5 + [False] * 2
+    assert f"and 2 more: comit worklist '{out}' --out list.csv" in said
+    assert f"next: comit report '{out}' --out report.html" in said
+    (pictures / "new.png").write_bytes((pictures / "0.png").read_bytes() + b"\0")
+    report, _ = run(pictures, f"{out}/", tiny_model, masks="none")
+    said = "\n".join(summary(report))
+    assert f"1 rows of this run in {out}: " in said
+    assert "with those of earlier runs it holds 17 rows" in said and "failed:" not in said
+
+
+def test_the_summary_of_hidden_identifiers_names_no_path(tmp_path, tiny_model, pictures):
+    (pictures / "Doe.png").touch()
+    report, _ = run(pictures, tmp_path / "r.parquet", tiny_model, masks="none", identifiers="none")
+    said = "\n".join(summary(report))
+    assert "Doe" not in said and "(empty)" in said and "report.html --top 0" in said

@@ -437,6 +437,8 @@ def test_the_command_trains_and_prints_baselines(manifest: Path, tmp_path: Path)
     done = CliRunner().invoke(command, [str(manifest), "--out", str(out), *options.split()])
     assert done.exit_code == 0, done.output
     assert "no model" in done.stderr and "specificity" in done.stderr
+    assert f"the run is in {out}" in done.stdout
+    assert f"comit export onnx {out} --out {out}.onnx" in done.stdout
     training = json.loads((out / "run.json").read_text())["training"]
     assert (training["seed"], training["learning_rate"], training["ema"]) == (3, 0.002, 0.995)
     assert training["loss"] == {"mean": True, "disease_weight": 4.0, "mask_weight": 2.0}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from comit.config import usable_cores
+from comit.console import printable
 from comit.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
@@ -139,6 +141,12 @@ def train(
         test=test,
         workers=workers or usable_cores(),
     )
+    names = (str(out), f"{out}.onnx", str(manifest))
+    written, file, table = (shlex.quote(printable(name)) for name in names)
+    click.echo(f"the run is in {written}: weights, figures and what it was trained with; next:")
+    click.echo(f"  comit evaluate {written} {table} --out evaluation")
+    click.echo(f"  comit export onnx {written} --out {file}")
+    click.echo(f"  comit screen INPUT --out results.parquet --model {file}")
 
 
 @click.command(short_help="Write thresholds and a calibration into a model's card.")

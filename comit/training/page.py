@@ -71,7 +71,8 @@ def evaluate(
         with console.progress(f"reading {name}", len(members)) as step:
             cohorts[name] = load(members, manifest.parent, workers, step)
     cohort, network = cohorts[split], on_device(opened.network, chosen)
-    predictions = predict(network, cohort.images, chosen)
+    with console.stage("running the network"):
+        predictions = predict(network, cohort.images, chosen)
     found: dict[str, Any] = {
         "model": {"name": opened.card.name, "sha256": opened.card.sha256, "path": model},
         "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
@@ -80,12 +81,14 @@ def evaluate(
         "seed": config.seed,
         "machine": machine() | {"scikit-learn": version("scikit-learn")},
     }
-    found |= evaluation(predictions, cohort, cohorts["train"], opened.card, config)
+    with console.stage(f"drawing {config.resamples:,} samples of patients"):
+        found |= evaluation(predictions, cohort, cohorts["train"], opened.card, config)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{out} cannot be made a folder") from error
-    drawn = draw(found, predictions, cohort, network, config.seed, out) if pictures else {}
+    with console.stage("drawing pictures"):
+        drawn = draw(found, predictions, cohort, network, config.seed, out) if pictures else {}
     replace_file(out / DATA, lambda p: p.write_text(json.dumps(found, indent=1) + "\n"))
     text = "\n".join(page(found, opened, drawn)) + "\n"
     replace_file(out / PAGE, lambda p: p.write_text(text, "utf-8", "backslashreplace"))

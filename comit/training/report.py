@@ -36,12 +36,13 @@ def write_report(
 ) -> dict[str, Any]:
     """Adds the report of the best epoch's weights to ``run.json``; returns all of that."""
     model = on_device(load_run(run), device)
-    predictions: dict[str, Predictions] = {
-        split: predict(model, cohorts[split].images, device)
-        for split in ("val", "test")
-        if split in cohorts
-    }
-    before, found = read_description(run), report(predictions, cohorts)
+    with console.stage("evaluating the best epoch"):
+        predictions: dict[str, Predictions] = {
+            split: predict(model, cohorts[split].images, device)
+            for split in ("val", "test")
+            if split in cohorts
+        }
+        before, found = read_description(run), report(predictions, cohorts)
     if "calibration" in before:  # comit calibrate set the thresholds, and they stay
         found["operating_points"] = before["operating_points"]
     description = before | found
