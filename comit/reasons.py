@@ -126,6 +126,7 @@ class Caution(Code):
         "end_marker",
         "a marker or delimiter is missing behind a picture that is whole",
     )
+    CHECKSUM = "checksum", "a part of a PNG beside its picture is damaged, and was left out"
     DUPLICATE_UID = "duplicate_uid", "another row has this SOPInstanceUID and other bytes"
     IDENTICAL_COPY = "identical_copy", "another row that is ok has the same size and CRC-32"
     VALUE_LEFT_OUT = "value_left_out", "a value of the file does not fit its column: null here"

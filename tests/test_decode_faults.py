@@ -24,6 +24,7 @@ from comit.reasons import Caution, Fail, Skip
 
 PIXELS = picture()
 EIGHT = picture(bits=8).astype(np.uint8)
+VIEW = Caution.UNVERIFIED_VIEW
 
 
 def outcome(data: bytes) -> Skip | Fail | Image:
@@ -286,6 +287,8 @@ def test_odd_columns_of_ybr_full_422_are_read_where_they_are_compressed() -> Non
         ("delimiter-missing/26a_delim_zeros.dcm", [Caution.END_MARKER]),
         ("delimiter-missing/26b_no_delim.dcm", [Caution.END_MARKER]),
         ("end-marker-missing-in-jpeg-png/40g_dicom_no_eoi.dcm", [Caution.END_MARKER]),
+        ("end-marker-missing-in-jpeg-png/40a_no_eoi.jpg", [VIEW, Caution.END_MARKER]),
+        ("end-marker-missing-in-jpeg-png/43i_no_iend.png", [VIEW, Caution.END_MARKER]),
         ("no-pixel-objects-called-truncated/DICOMDIR-empty.dcm", Skip.SOP_CLASS),
         ("no-pixel-objects-called-truncated/no_meta_group_length.dcm", Fail.NO_PIXELS),
         ("no-pixel-objects-called-truncated/priv_SQ.dcm", Fail.NO_PIXELS),

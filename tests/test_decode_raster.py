@@ -205,12 +205,52 @@ def test_size_limits_hold_for_the_turned_picture() -> None:
 
 def test_damaged_png() -> None:
     data = encode(EIGHT)
-    for length in (9, 20, 40, len(data) // 2, len(data) - 1):
+    for length in (9, 20, 40, len(data) // 2, len(data) - 20):
         assert reason(data[:length]) is Fail.TRUNCATED
-    for place in (20, len(data) // 2, len(data) - 20):
+    for place in (20, len(data) // 2, len(data) - 19):
         mutant = bytearray(data)
         mutant[place] ^= 1
         assert reason(bytes(mutant)) in (Fail.CORRUPT, Fail.TRUNCATED)
+
+
+def adam7(pixels: np.ndarray) -> bytes:
+    """The scanlines of an interlaced picture, pass by pass (8.2)."""
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+              (0, 1, 1, 2)]  # fmt: skip
+    return b"".join(b"\0" + r.tobytes() for x, y, dx, dy in passes for r in pixels[y::dy, x::dx])
+
+
+def test_interlaced_png_is_read_when_all_of_it_is_there() -> None:
+    raw = adam7(EIGHT)
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 80, 96, 8, 0, 0, 0, 1))
+    end = chunk(b"IEND", b"")
+    np.testing.assert_array_equal(read(head + chunk(b"IDAT", zlib.compress(raw)) + end)[0], EIGHT)
+    for body in (zlib.compress(raw[:-900]), zlib.compress(raw)[:-200]):
+        assert reason(head + chunk(b"IDAT", body) + end) is Fail.CORRUPT
+
+
+def test_png_without_its_end_or_with_damage_beside_its_picture() -> None:
+    text = bytearray(chunk(b"tEXt", b"Comment\0nothing"))
+    text[-1] ^= 1
+    for pixels in (EIGHT, SIXTEEN):
+        whole = encode(pixels)
+        for cut in (1, 6, 12, 13, 16):  # of IEND, and of the checksum of the image data
+            samples, warnings = read(whole[:-cut])
+            np.testing.assert_array_equal(samples, pixels)
+            assert warnings == [*UNVERIFIED, Caution.END_MARKER]
+        assert reason(whole[:-17]) is Fail.TRUNCATED
+        samples, warnings = read(whole[:33] + bytes(text) + whole[33:])
+        np.testing.assert_array_equal(samples, pixels)
+        assert warnings == [*UNVERIFIED, Caution.CHECKSUM]
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_jpeg_without_its_end_marker_is_whole(colour: bool) -> None:
+    data = encode(np.dstack([EIGHT, 255 - EIGHT, EIGHT]) if colour else EIGHT, ".jpg")
+    samples, warnings = read(data[:-2])
+    np.testing.assert_array_equal(samples, read(data)[0])
+    assert Caution.END_MARKER in warnings
+    assert reason(data[:-300]) is Fail.TRUNCATED
 
 
 def test_png_whose_checksums_fit_and_whose_image_data_end_early() -> None:

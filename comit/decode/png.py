@@ -9,6 +9,7 @@ for grey pictures whose filters look at one neighbour alone, as in files that Op
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,6 +27,10 @@ CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 PALETTE = 3
 LARGE = 64 * 2**20  # bytes of scanlines, of which there would be several copies
 STORED = 0xFFFF  # bytes of a stored block at most, RFC 1951 3.2.4
+PIECE = 2**20  # bytes that are inflated at a time, only to count them
+# First column and row, and steps, of the passes of an interlaced picture (8.2)
+ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)]
+ADAM7 += [(0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 NONE, SUB, UP = 0, 1, 2  # filter types, 9.2
 
 
@@ -40,6 +45,8 @@ class Header(NamedTuple):
     transparent: bool = False  # a colour or palette entry is, by tRNS
     frames: int = 1
     exif: bytes | None = None
+    ended: bool = True  # by IEND
+    damaged: bool = False  # an ancillary chunk is, by its checksum
 
     @property
     def row_bytes(self) -> int:
@@ -48,11 +55,21 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header:
-    """Walks every chunk; raises ItemError ``truncated`` or ``corrupt``."""
-    header, has_data = None, False
+    """Walks every chunk; raises ItemError ``truncated`` or ``corrupt``.
+
+    What is missing behind the image data, or damaged beside them, is said and left out (clause 13).
+    """
+    header, has_data, kind = None, False, b""
     for kind, start, end in chunks(data):
+        if end + 4 > len(data):  # the file ends here: what there is may do
+            has_data = has_data or (kind == b"IDAT" and header is not None)
+            kind = b""
+            break
         if deflate_crc32(data[start - 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise ItemError(Fail.CORRUPT)
+            if header is None or not kind.isalpha() or not kind[:1].islower():
+                raise ItemError(Fail.CORRUPT)
+            header = header._replace(damaged=True)
+            continue
         if (kind == b"IHDR") != (header is None):  # first, and once
             raise ItemError(Fail.CORRUPT)
         if header is None:
@@ -65,9 +82,10 @@ def read_header(data: bytes) -> Header:
             header = header._replace(frames=struct.unpack_from(">I", data, start)[0])
         elif kind == b"eXIf":
             header = header._replace(exif=data[start:end])
+    ended = kind == b"IEND"
     if header is None or not has_data:
-        raise ItemError(Fail.CORRUPT)
-    return header
+        raise ItemError(Fail.CORRUPT if ended else Fail.TRUNCATED)
+    return header._replace(ended=ended)
 
 
 def _described(ihdr: bytes) -> Header:
@@ -80,17 +98,42 @@ def _described(ihdr: bytes) -> Header:
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Type of every chunk up to IEND, and where its data start and end; ``truncated`` if none."""
+    """Type of every chunk up to IEND or the file's end, and where its data start and end."""
     offset, kind = len(MAGIC), b""
-    while kind != b"IEND":
-        if offset + 12 > len(data):
-            raise ItemError(Fail.TRUNCATED)
+    while kind != b"IEND" and offset + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, offset)
-        start, end = offset + 8, offset + 8 + length
-        if end + 4 > len(data):
-            raise ItemError(Fail.TRUNCATED)
+        start, end = offset + 8, min(offset + 8 + length, len(data))
         yield kind, start, end
         offset = end + 4
+
+
+def repaired(data: bytes) -> bytes:
+    """The same file with all its good chunks, its image data and IEND, and no others."""
+    kept = [
+        _chunk(kind, data[start:end])
+        for kind, start, end in chunks(data)
+        if kind == b"IDAT" or _chunk(kind, data[start:end]) == data[start - 8 : end + 4]
+    ]
+    end = _chunk(b"IEND", b"")
+    return MAGIC + b"".join(kept) + (b"" if kept[-1:] == [end] else end)
+
+
+def is_whole(data: bytes, header: Header) -> bool:
+    """Whether the image data are, by zlib's own end and checksum and by their length."""
+    bits, missing = CHANNELS[header.colour] * header.depth, 0
+    for x, y, dx, dy in ADAM7 if header.interlaced else [(0, 0, 1, 1)]:
+        width, height = -(-(header.width - x) // dx), -(-(header.height - y) // dy)
+        missing += height * (1 + -(-width * bits // 8)) if width > 0 and height > 0 else 0
+    inflater = zlib.decompressobj()
+    try:
+        for kind, start, end in chunks(data):
+            packed = data[start:end] if kind == b"IDAT" else b""
+            while packed and not inflater.eof:
+                missing -= len(inflater.decompress(packed, PIECE))
+                packed = inflater.unconsumed_tail
+    except zlib.error:
+        return False
+    return inflater.eof and missing <= 0
 
 
 def scanlines(data: bytes, header: Header) -> NDArray[np.uint8] | None:

@@ -57,8 +57,10 @@ class RasterImage(Image):
         if isinstance(header, png.Header):
             pixels = _decode_png(self.data, header)
         elif header.components == 4:  # CMYK or YCCK, which OpenCV makes BGR
-            pixels = _imdecode(self.data)
-            if pixels is not None and jpeg.is_cut(self.data, header, pixels, _imdecode):
+            ended = self.data.rfind(jpeg.EOI, header.offset) >= 0
+            data = self.data if ended else self.data + jpeg.EOI  # which OpenCV insists on
+            pixels = _imdecode(data)
+            if pixels is not None and jpeg.is_cut(data, header, pixels, _imdecode):
                 raise ItemError(Fail.TRUNCATED)
         else:
             direct = out if header.components == 1 and out.flags.c_contiguous else None
@@ -101,8 +103,6 @@ def open_raster(data: bytes, limits: Limits, policy: ViewPolicy = "tagged") -> R
     else:
         header = jpeg.read_frame(data)
         depth, frames = header.precision, 1
-        if data.rfind(jpeg.EOI, header.offset) < 0:
-            raise ItemError(Fail.TRUNCATED)
         if (
             header.marker == jpeg.JPEG_LS
             or not 2 <= depth <= 16
@@ -118,6 +118,13 @@ def open_raster(data: bytes, limits: Limits, policy: ViewPolicy = "tagged") -> R
     warnings = [] if skip else [Caution.UNVERIFIED_VIEW]
     if turn != 1:
         warnings.append(Caution.ORIENTATION)
+    if isinstance(header, png.Header):
+        ended, damaged = header.ended, header.damaged
+        if damaged or not ended:
+            data = png.repaired(data)
+    else:
+        ended, damaged = data.rfind(jpeg.EOI, header.offset) >= 0, False
+    warnings += [Caution.END_MARKER] * (not ended) + [Caution.CHECKSUM] * damaged
     return RasterImage(
         height=height,
         width=width,
@@ -133,6 +140,8 @@ def open_raster(data: bytes, limits: Limits, policy: ViewPolicy = "tagged") -> R
 def _decode_png(data: bytes, header: png.Header) -> NDArray[Any] | None:
     lines = png.scanlines(data, header)
     if lines is None:
+        if not png.is_whole(data, header):  # OpenCV would leave memory unwritten
+            raise ItemError(Fail.CORRUPT if header.ended else Fail.TRUNCATED)
         return _imdecode(data)
     pixels = png.unfiltered(lines, header)
     return _imdecode(png.uncompressed(data, lines)) if pixels is None else pixels
