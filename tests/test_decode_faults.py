@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
@@ -368,3 +369,35 @@ except MemoryError:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert run.stdout.split("\n")[:2] == ["(0, 0) 0", str(2**27)]
+
+
+@pytest.mark.parametrize("blank", [b"  ", b"\0\0", b"??"])
+@pytest.mark.parametrize("syntax", [dicoms.EXPLICIT, dicoms.BIG_ENDIAN, dicoms.DEFLATED])
+def test_a_blank_vr_is_read_on_as_the_dictionary_says(syntax: str, blank: bytes) -> None:
+    ds = dicoms.dataset(SeriesDescription="Chest", KVP="70")
+    ds.add_new(0x00280120, "US", 5)  # PixelPaddingValue
+    ds.add_new(0x00111010, "LO", "PRIVATE-ELEMENT")
+    order = ">" if syntax == dicoms.BIG_ENDIAN else "<"
+    data = dicoms.write(ds, syntax if syntax != dicoms.DEFLATED else dicoms.EXPLICIT)
+    whole = open_image(data)
+    for group, element in ((0x0028, 0x0120), (0x0011, 0x1010), (0x0028, 0x0004)):
+        tag = struct.pack(f"{order}HH", group, element)
+        start = data.index(tag, 132)
+        data = data[: start + 4] + blank + data[start + 6 :]
+    if syntax == dicoms.DEFLATED:
+        meta = dicoms.write(ds, dicoms.DEFLATED)
+        start, plain = (132 + 12 + struct.unpack_from("<I", d, 140)[0] for d in (meta, data))
+        packer = zlib.compressobj(wbits=-15)
+        data = meta[:start] + packer.compress(data[plain:]) + packer.flush()
+    image = open_image(data)
+    assert image.presentation == whole.presentation
+    assert image.presentation.padding == (5.0, 5.0)
+    assert np.array_equal(image.samples(), whole.samples())
+    assert image.warnings == whole.warnings
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["70a_blank_vr_padding", "70b_question_vr_private"])
+def test_blank_vrs_met_in_the_field(faults: Path, name: str) -> None:
+    image = open_image((faults / "blank-vr" / f"{name}.dcm").read_bytes())
+    assert image.samples().max() == 4095 and not image.warnings

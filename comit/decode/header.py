@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -43,6 +44,8 @@ BINARY = {
     **{"FL": "f4", "FD": "f8"},
 }
 TEXT = frozenset({"DS", "IS", "LO", "SH", "CS", "LT", "ST", "UT", "UC", "PN", "AS", "DA", "UI"})
+SHORT = TEXT - {"UT", "UC"} | set(BINARY) - {"UV", "SV"}  # with lengths of two bytes, PS3.5 7.1.2
+BLANK_VRS = frozenset({b"  ", b"\0\0", b"??", b" \0", b"--"})  # written for one that is unknown
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(E[+-]?\d+)?", re.ASCII)
 HUGE = 1e30  # no unit has such values, and products of two would not fit in float32
 INFLATED_BYTES = 256 * 2**20  # a radiograph has 10 to 30 MB; asked before inflating
@@ -318,37 +321,47 @@ def _read(data: bytes) -> Header:
     preamble = data[128:132] == b"DICM"
     if preamble and len(data) < 132 + 12:
         raise ItemError(Fail.TRUNCATED)
-    meta, body, rest = None, data, None
+    meta: Dataset
+    elements: Dataset
+    inflated, body, rest = None, data, None
     if DEFLATED in data[:4096]:
-        meta, body, rest = _inflate(data, 132 if preamble else 0)
-    stream = _Counted(body)
+        inflated, body, rest = _inflate(data, 132 if preamble else 0)
+    tags: Any = TAGS
     found: list[tuple[int, str | None, int, int]] = []
-    count = 0
+    count, is_explicit, blank = 0, False, 0
 
     def stop(tag: int, vr: str | None, length: int) -> bool:
         """Called by pydicom for each element of the top level, at the start of its value."""
-        nonlocal count
+        nonlocal count, is_explicit, blank
         count += 1
+        if count > ELEMENTS:
+            raise ItemError(Fail.TOO_COMPLEX)
+        is_explicit = is_explicit or vr is not None
+        if vr is None and is_explicit and _is_blank(body, stream.tell() - 8):
+            blank = stream.tell() - 8
+            return True
         if tag in (FLOAT, DOUBLE, PIXELS):
             found.append((int(tag), vr, stream.tell(), length))
             return True
-        if count > ELEMENTS:
-            raise ItemError(Fail.TOO_COMPLEX)
         if length != UNDEFINED and stream.tell() + length > len(body):
             raise ItemError(Fail.TRUNCATED if rest is None else Fail.TOO_COMPLEX)
         return False
 
-    tags: Any = TAGS
-    try:
-        if meta is None:
-            elements: Dataset = read_partial(stream, stop, force=True, specific_tags=tags)
-            meta = elements.file_meta
-            is_little = elements.original_encoding[1] is not False
-        else:
-            elements = read_dataset(stream, False, True, stop_when=stop, specific_tags=tags)
-            is_little = True
-    except OSError:  # pydicom's word for whatever a read within a sequence raises
-        raise ItemError(Fail.NOT_DICOM if stream.left >= 0 else Fail.TOO_COMPLEX) from None
+    while True:
+        stream = _Counted(body)
+        try:
+            if inflated is not None:
+                elements = read_dataset(stream, False, True, stop_when=stop, specific_tags=tags)
+                meta, is_little = inflated, True
+            else:
+                elements = read_partial(stream, stop, force=True, specific_tags=tags)
+                meta = elements.file_meta
+                is_little = elements.original_encoding[1] is not False
+        except OSError:  # pydicom's word for whatever a read within a sequence raises
+            raise ItemError(Fail.NOT_DICOM if stream.left >= 0 else Fail.TOO_COMPLEX) from None
+        if not blank:
+            break
+        body, blank = _with_vr(body, blank), 0  # and once more: few files have one
     has_meta = preamble and "TransferSyntaxUID" in meta
     if not found and not len(elements) and not has_meta:
         raise ItemError(Fail.NOT_DICOM)
@@ -360,6 +373,36 @@ def _read(data: bytes) -> Header:
             raise ItemError(Fail.TOO_COMPLEX)
         body += rest(start + length - len(body))
     return Header(elements, meta, body, tag, vr, start, length, not is_little, has_meta)
+
+
+def _is_blank(body: bytes, offset: int) -> bool:
+    """Whether an element has a blank for its VR, and a length of two bytes as most have.
+
+    pydicom takes it for an implicit one, with a length of four. The next element decides.
+    """
+    if body[offset + 4 : offset + 6] not in BLANK_VRS:
+        return False
+    for order in "<>":
+        group, element, length = struct.unpack_from(f"{order}HH2xH", body, offset)
+        after = offset + 8 + length
+        if after + 8 > len(body):
+            continue
+        following = body[after + 4 : after + 6]
+        is_element = _is_vr(following) or following in BLANK_VRS
+        if is_element and struct.unpack_from(f"{order}HH", body, after) > (group, element):
+            return True
+    return False
+
+
+def _with_vr(body: bytes, offset: int) -> bytes:
+    """The same data set with a VR in the place of a blank: the dictionary's, or any string's."""
+    little, big = (struct.unpack_from(f"{order}HH", body, offset) for order in "<>")
+    vr = "LO"
+    for group, element in (big, little):
+        with suppress(KeyError):  # a private element, or the other byte order
+            known = pydicom.datadict.dictionary_VR((group, element))[:2]
+            vr = known if known in SHORT else vr
+    return body[: offset + 4] + vr.encode() + body[offset + 6 :]
 
 
 class _Counted(io.BytesIO):
