@@ -470,3 +470,18 @@ def test_the_checks_cost_little(shared: Path) -> None:
     ours = best(lambda: open_image(data).samples())
     codec = best(lambda: imagecodecs.jpeg8_decode(data))
     assert ours < 2 * codec + 0.3e-3
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("option", [cv2.IMWRITE_JPEG_PROGRESSIVE, cv2.IMWRITE_JPEG_OPTIMIZE])
+def test_jpeg_that_ends_between_two_scans_is_truncated(option: int, colour: bool) -> None:
+    grey = cv2.GaussianBlur(EIGHT, (0, 0), 2)
+    pixels = np.dstack([grey, grey[::-1], grey[:, ::-1]]) if colour else grey
+    whole = cv2.imencode(".jpg", pixels, [option, 1])[1].tobytes()
+    scans = [i for i in range(len(whole)) if whole.startswith(b"\xff\xda", i)]
+    assert len(scans) > 3 or option != cv2.IMWRITE_JPEG_PROGRESSIVE
+    for start in scans[1:]:
+        for end in (start, whole.rfind(b"\xff\xc4", 0, start)):  # with and without its tables
+            assert reason(whole[:end]) == Fail.TRUNCATED
+    _, warnings = read(whole[:-2])
+    assert Caution.END_MARKER in warnings

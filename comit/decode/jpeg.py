@@ -22,7 +22,7 @@ LOSSLESS, PROGRESSIVE, JPEG_LS = frozenset({0xC3, 0xCB}), frozenset({0xC2, 0xCA}
 # Start-of-frame markers: SOF0 to SOF15 without DHT (C4), JPG (C8) and DAC (CC); SOF55, JPEG-LS.
 SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {JPEG_LS}
 NO_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RST0 to RST7, SOI
-EOI = b"\xff\xd9"
+SOS, EOI = b"\xff\xda", b"\xff\xd9"
 NOISE = bytes(range(1, 255))  # entropy-coded data that is not zero and holds no marker
 
 
@@ -117,6 +117,8 @@ def is_cut(
     Less than the last block (8 x 8, or 16 x 16 with subsampled colour) may be missing unnoticed.
     """
     end = data.rfind(EOI, frame.offset)
+    if end < 0 and not has_all_scans(data, frame):
+        return True
     middle = 1 << (frame.precision - 1)
     hidden = frame.marker in PROGRESSIVE or frame.components == 4
     suspect = end < 0 or hidden or bool((pixels[-1, -4:] == middle).all())
@@ -124,3 +126,26 @@ def is_cut(
         return False
     again = decode((data if end < 0 else data[:end]) + NOISE + EOI)
     return again is None or not np.array_equal(again, pixels)
+
+
+def has_all_scans(data: bytes, frame: Frame) -> bool:
+    """Whether a scan came for every component; in progressive streams, for every bit of it.
+
+    A stream that ends between two scans decodes without a complaint: to less detail, or without
+    colour.
+    """
+    sent: dict[tuple[int, int], int] = {}  # component and coefficient: its lowest bit so far
+    start = data.find(SOS, frame.offset)
+    while 0 <= start < len(data) - 5:
+        # Ns, for each component its name and tables, then Ss, Se, Ah and Al (B.2.3)
+        tables = start + 5 + 2 * data[start + 4]
+        if tables + 3 > len(data):
+            break
+        first, last, bits = data[tables : tables + 3]
+        coefficients = range(first, last + 1) if frame.marker in PROGRESSIVE else range(1)
+        for component in data[start + 5 : tables : 2]:
+            sent.update(((component, k), bits & 15) for k in coefficients)
+        start = data.find(SOS, tables)
+    if frame.marker not in PROGRESSIVE:
+        return len(sent) == frame.components
+    return len(sent) == frame.components * 64 and not any(sent.values())

@@ -60,7 +60,8 @@ class RasterImage(Image):
             ended = self.data.rfind(jpeg.EOI, header.offset) >= 0
             data = self.data if ended else self.data + jpeg.EOI  # which OpenCV insists on
             pixels = _imdecode(data)
-            if pixels is not None and jpeg.is_cut(data, header, pixels, _imdecode):
+            is_part = not (ended or jpeg.has_all_scans(data, header))
+            if is_part or (pixels is not None and jpeg.is_cut(data, header, pixels, _imdecode)):
                 raise ItemError(Fail.TRUNCATED)
         else:
             direct = out if header.components == 1 and out.flags.c_contiguous else None
