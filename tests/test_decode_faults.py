@@ -401,3 +401,15 @@ def test_a_blank_vr_is_read_on_as_the_dictionary_says(syntax: str, blank: bytes)
 def test_blank_vrs_met_in_the_field(faults: Path, name: str) -> None:
     image = open_image((faults / "blank-vr" / f"{name}.dcm").read_bytes())
     assert image.samples().max() == 4095 and not image.warnings
+
+
+@pytest.mark.parametrize("syntax", [dicoms.EXPLICIT, dicoms.BIG_ENDIAN])
+def test_very_many_items_of_defined_length_are_too_complex(syntax: str) -> None:
+    order = ">" if syntax == dicoms.BIG_ENDIAN else "<"
+    data = write(dataset(), syntax)
+    item = struct.pack(f"{order}HHI", 0xFFFE, 0xE000, 0) * 200_001
+    head = struct.pack(f"{order}HH2sHI", 0x0028, 0x3010, b"SQ", 0, len(item))
+    place = data.index(struct.pack(f"{order}HH", 0x7FE0, 0x0010), 132)
+    with pytest.raises(ItemError) as caught:
+        open_image(data[:place] + head + item + data[place:])
+    assert caught.value.reason == Fail.TOO_COMPLEX

@@ -51,6 +51,7 @@ HUGE = 1e30  # no unit has such values, and products of two would not fit in flo
 INFLATED_BYTES = 256 * 2**20  # a radiograph has 10 to 30 MB; asked before inflating
 HEAD_BYTES = 16 * 2**20  # of them up to the pixels, all that is inflated to look for those
 ELEMENTS = 20_000  # at the top level; radiographs have 100 to 300
+ITEMS = 200_000  # of sequences of defined length; the largest enhanced CT have fewer
 READS = 500_000  # of pydicom, which makes an object at every third; large enhanced CT need 100,000
 TAGS = (
     [0x00020002, 0x00020010]
@@ -362,6 +363,8 @@ def _read(data: bytes) -> Header:
         if not blank:
             break
         body, blank = _with_vr(body, blank), 0  # and once more: few files have one
+    if any(_item_count(elements.get_item(tag)) > ITEMS for tag in elements.keys()):  # noqa: SIM118
+        raise ItemError(Fail.TOO_COMPLEX)
     has_meta = preamble and "TransferSyntaxUID" in meta
     if not found and not len(elements) and not has_meta:
         raise ItemError(Fail.NOT_DICOM)
@@ -373,6 +376,14 @@ def _read(data: bytes) -> Header:
             raise ItemError(Fail.TOO_COMPLEX)
         body += rest(start + length - len(body))
     return Header(elements, meta, body, tag, vr, start, length, not is_little, has_meta)
+
+
+def _item_count(element: Any) -> int:
+    """Items in a sequence that pydicom parses when it is asked for; it makes an object of each."""
+    value = element.value if isinstance(element, RawDataElement) else None
+    if not isinstance(value, bytes):
+        return 0
+    return max(value.count(item) for item in (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"))
 
 
 def _is_blank(body: bytes, offset: int) -> bool:
