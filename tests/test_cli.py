@@ -115,7 +115,7 @@ def test_wrong_use_is_one_line_exit_2_and_nothing_overwritten(tmp_path, tiny_mod
     one_line(comit("worklist", tmp_path / "no.parquet", "--out", out), 2, "no.parquet does not")
     one_line(comit(*screen, pictures, no_path), 2, "m.csv is a table")
     one_line(comit(*screen, pictures, "--exclude", "["), 2, "'[' is no pattern")
-    one_line(comit(*screen, no_path, "--include-hidden"), 2, "are for folders")
+    one_line(comit(*screen, no_path, "--include-hidden"), 2, "--include-hidden is for folders")
     one_line(comit(*screen, no_path), 2, "m.csv", "no column 'path'")
     one_line(comit("screen", pictures, "--out", out, "--model", not_a_model), 2, "bad.onnx")
     one_line(comit(*screen, pictures, "--report", tmp_path / "no" / "r.json"), 2, "r.json")

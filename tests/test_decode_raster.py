@@ -253,6 +253,14 @@ def test_jpeg_without_its_end_marker_is_whole(colour: bool) -> None:
     assert reason(data[:-300]) is Fail.TRUNCATED
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_only_a_whole_picture_misses_its_end_marker_alone(suffix: str) -> None:
+    image = open_image(encode(EIGHT, suffix)[:-300])
+    with pytest.raises(ItemError):
+        image.samples()
+    assert image.warnings == UNVERIFIED
+
+
 def test_png_whose_checksums_fit_and_whose_image_data_end_early() -> None:
     rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in EIGHT))
     header = struct.pack(">IIBBBBB", 80, 96, 8, 0, 0, 0, 0)

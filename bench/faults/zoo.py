@@ -37,6 +37,10 @@ UNPRIVILEGED = (
     if os.geteuid() == 0 and shutil.which("setpriv")
     else []
 )
+NAMES = (
+    *("new\nline.png", "quo'te\".png", "<script>alert(1)<-script>.png"),
+    *("=cmd()|' '!A1.png", "\x1b[31mred.png"),
+)
 Content = bytes | Callable[[Path], None]
 
 
@@ -207,8 +211,10 @@ def cases() -> list[Case]:
         failed("empty.png", b"", "empty"),
         failed("truncated.dcm", good[:-1000], "truncated"),
         failed("truncated-header.dcm", good[:300], "truncated"),
-        failed("truncated.png", png(grey())[:-900], "truncated"),
-        failed("truncated.jpg", jpg(grey())[:-900], "truncated"),
+        failed("truncated.png", png(grey())[:-900], "truncated", view),
+        failed("truncated.jpg", jpg(grey())[:-900], "truncated", view),
+        fine("no-iend.png", png(grey(192))[:-12], "end_marker", view),
+        fine("no-eoi.jpg", jpg(grey(192))[:-2], "end_marker", view),
         failed("corrupt.png", flipped(png(grey()), 300), "corrupt"),
         failed("no-pixels.dcm", write(dataset(PixelData=None)), "no_pixels"),
         failed("rows-0.dcm", native(Rows=0), "bad_geometry"),
@@ -299,16 +305,12 @@ def cases() -> list[Case]:
         failed("nan.dcm", float_pixels(np.nan), "nonfinite"),
         failed("infinite.dcm", float_pixels(np.inf), "nonfinite"),
         # names
-        fine("new\nline.png", png(grey()), view),
-        fine("quo'te\".png", png(grey()), view),
-        fine("<script>alert(1)</script>.png".replace("/", "-"), png(grey()), view),
-        fine("=cmd()|' '!A1.png", png(grey()), view),
-        fine("\x1b[31mred.png", png(grey()), view),
+        *(fine(name, png(grey(200 + i)), view) for i, name in enumerate(NAMES)),
         # identity
         fine("same-uid-1.dcm", native(SOPInstanceUID="1.2.9"), "duplicate_uid"),
         fine("same-uid-2.dcm", make(picture()[::-1], SOPInstanceUID="1.2.9"), "duplicate_uid"),
-        fine("copy-1.dcm", native(SOPInstanceUID="1.2.10")),
-        fine("copy-2.dcm", native(SOPInstanceUID="1.2.10")),
+        fine("copy-1.dcm", native(SOPInstanceUID="1.2.10"), "identical_copy"),
+        fine("copy-2.dcm", native(SOPInstanceUID="1.2.10"), "identical_copy"),
         fine("8-bit.dcm", eight),
         # files that are not files
         skipped("fifo", os.mkfifo, "not_a_file"),
@@ -372,7 +374,7 @@ def build(folder: Path) -> list[Case]:
             path.write_bytes(case.content.replace(b"1.2.3.4\0", b"1.2.%04d" % (1000 + i)))
     raw = os.fsencode(folder) + b"/\xff\xfe.png"
     with open(raw, "wb") as file:  # noqa: PTH123 (bytes)
-        file.write(png(grey()))
+        file.write(png(grey(190)))
     made.append(fine("\\xff\\xfe.png", b"", "unverified_view"))
     (folder / "loop").symlink_to(folder)  # no row: what it leads to is visited by itself
     (folder / "again.png").symlink_to("plain.png")

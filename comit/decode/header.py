@@ -358,8 +358,8 @@ def _read(data: bytes) -> Header:
                 elements = read_partial(stream, stop, force=True, specific_tags=tags)
                 meta = elements.file_meta
                 is_little = elements.original_encoding[1] is not False
-        except OSError:  # pydicom's word for whatever a read within a sequence raises
-            raise ItemError(Fail.NOT_DICOM if stream.left >= 0 else Fail.TOO_COMPLEX) from None
+        except OSError as error:  # pydicom's word for whatever a read within a sequence raises
+            raise error.__context__ or error from None
         if not blank:
             break
         body, blank = _with_vr(body, blank), 0  # and once more: few files have one

@@ -21,6 +21,7 @@ class RasterImage(Image):
 
     data: bytes = field(kw_only=True, repr=False)
     header: png.Header | jpeg.Frame = field(kw_only=True)
+    ended: bool = field(kw_only=True)  # by IEND or EOI
 
     @property
     def working(self) -> int:
@@ -46,10 +47,12 @@ class RasterImage(Image):
         """
         if self.turn == 1:
             self._read_stored(out)
-            return
-        stored = np.empty(out.shape[::-1] if self.turn > 4 else out.shape, out.dtype)
-        self._read_stored(stored)
-        out[...] = upright(stored, self.turn)
+        else:
+            stored = np.empty(out.shape[::-1] if self.turn > 4 else out.shape, out.dtype)
+            self._read_stored(stored)
+            out[...] = upright(stored, self.turn)
+        if not self.ended:  # and yet whole
+            self.warnings.append(Caution.END_MARKER)
 
     def _read_stored(self, out: Samples) -> None:
         """Decodes rows and columns as they are stored."""
@@ -57,10 +60,9 @@ class RasterImage(Image):
         if isinstance(header, png.Header):
             pixels = _decode_png(self.data, header)
         elif header.components == 4:  # CMYK or YCCK, which OpenCV makes BGR
-            ended = self.data.rfind(jpeg.EOI, header.offset) >= 0
-            data = self.data if ended else self.data + jpeg.EOI  # which OpenCV insists on
+            data = self.data if self.ended else self.data + jpeg.EOI  # which OpenCV insists on
             pixels = _imdecode(data)
-            is_part = not (ended or jpeg.has_all_scans(data, header))
+            is_part = not (self.ended or jpeg.has_all_scans(data, header))
             if is_part or (pixels is not None and jpeg.is_cut(data, header, pixels, _imdecode)):
                 raise ItemError(Fail.TRUNCATED)
         else:
@@ -125,7 +127,7 @@ def open_raster(data: bytes, limits: Limits, policy: ViewPolicy = "tagged") -> R
             data = png.repaired(data)
     else:
         ended, damaged = data.rfind(jpeg.EOI, header.offset) >= 0, False
-    warnings += [Caution.END_MARKER] * (not ended) + [Caution.CHECKSUM] * damaged
+    warnings += [Caution.CHECKSUM] * damaged
     return RasterImage(
         height=height,
         width=width,
@@ -135,6 +137,7 @@ def open_raster(data: bytes, limits: Limits, policy: ViewPolicy = "tagged") -> R
         warnings=warnings,
         data=data,
         header=header,
+        ended=ended,
     )
 
 

@@ -21,12 +21,15 @@ def read_rows(data: bytes) -> Rows | None:
     """The rows of a PNG file that :func:`comit.decode.open_image` accepted.
 
     None for what the kernel does not take (colour, alpha, palettes, fewer than 8 bits, interlaced,
-    to be turned) and for rows that are not whole: the CPU decodes those, or finds what is wrong.
+    to be turned), for rows that are not whole and where IEND is missing: the CPU decodes those, or
+    finds what is wrong.
     """
     if not data.startswith(png.MAGIC):
         return None
     header = png.read_header(data)
     if header.colour != 0 or header.depth not in DTYPES or header.transparent:
+        return None
+    if not header.ended:  # of which the CPU warns
         return None
     if orientation(header.exif) != 1:
         return None
