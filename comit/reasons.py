@@ -120,6 +120,7 @@ class Caution(Code):
     )
     TRAILING_BITS = "trailing_bits", "bits outside BitsStored were set and masked out"
     NO_FILE_META = "no_file_meta", "DICOM without preamble or file meta information"
+    UNKNOWN_VR = "unknown_vr", "an element has a blank for its VR; the dictionary's was taken"
     LENGTH = "length", "PixelData is longer than Rows x Columns needs; the rest was ignored"
     SYNTAX_MISMATCH = "syntax_mismatch", "the stream is not what the transfer syntax says"
     END_MARKER = (

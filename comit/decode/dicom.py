@@ -189,6 +189,8 @@ def _open(data: bytes, limits: Limits, policy: ViewPolicy) -> DicomImage:
         image.warnings += more
         if not header.has_meta:
             image.warnings.append(Caution.NO_FILE_META)
+        if header.has_blank_vr:
+            image.warnings.append(Caution.UNKNOWN_VR)
         if codec is NATIVE and excess(header, fmt) > 1:  # one byte pads to an even length
             image.warnings.append(Caution.LENGTH)
     return image

@@ -103,6 +103,7 @@ class Header:
     pixels_length: int  # as declared, or UNDEFINED
     big_endian: bool
     has_meta: bool
+    has_blank_vr: bool = False  # an element had, and got one
 
     def value(self, tag: int) -> Any:
         """The value as pydicom understands it; None where it cannot."""
@@ -329,7 +330,7 @@ def _read(data: bytes) -> Header:
         inflated, body, rest = _inflate(data, 132 if preamble else 0)
     tags: Any = TAGS
     found: list[tuple[int, str | None, int, int]] = []
-    count, is_explicit, blank = 0, False, 0
+    count, is_explicit, blank, mended = 0, False, 0, False
 
     def stop(tag: int, vr: str | None, length: int) -> bool:
         """Called by pydicom for each element of the top level, at the start of its value."""
@@ -362,7 +363,7 @@ def _read(data: bytes) -> Header:
             raise error.__context__ or error from None
         if not blank:
             break
-        body, blank = _with_vr(body, blank), 0  # and once more: few files have one
+        body, blank, mended = _with_vr(body, blank), 0, True  # and once more: few files have one
     if any(_item_count(elements.get_item(tag)) > ITEMS for tag in elements.keys()):  # noqa: SIM118
         raise ItemError(Fail.TOO_COMPLEX)
     has_meta = preamble and "TransferSyntaxUID" in meta
@@ -375,7 +376,7 @@ def _read(data: bytes) -> Header:
         if tag is None or length == UNDEFINED or start + length > INFLATED_BYTES:
             raise ItemError(Fail.TOO_COMPLEX)
         body += rest(start + length - len(body))
-    return Header(elements, meta, body, tag, vr, start, length, not is_little, has_meta)
+    return Header(elements, meta, body, tag, vr, start, length, not is_little, has_meta, mended)
 
 
 def _item_count(element: Any) -> int:
