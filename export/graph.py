@@ -1,6 +1,6 @@
 """The module that leaves PyTorch: what is around COMiT-Net in the exported file.
 
-    images (N, 1, 224, 224) in [0, 1] --network--> scores (N, 3) float32 in [0, 1]
+    images (N, 1, 224, 224) in [0, 1] --network--> scores (N, 4) float32 in [0, 1]
                                                --> masks (N, 2, 224, 224) uint8, probability * 255
 
 Mean and deviation are applied inside, so a file cannot be run with those of another model.
@@ -35,25 +35,25 @@ class Graph(nn.Module):
                 if isinstance(layer, nn.Conv2d):
                     layer.weight.copy_(round_kernels(layer.weight))
         self.network.to(dtype)
-        self.network.health_branch = copy.deepcopy(network.health_branch)
-        self.network.findings_branch = copy.deepcopy(network.findings_branch)
+        for name in ("health_branch", "findings_branch", "gate_branch"):
+            setattr(self.network, name, copy.deepcopy(getattr(network, name)))
         self.network.portable_unpooling = True
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 1, 224, 224) of ``dtype`` to (N, 3) float32 and (N, 2, 224, 224) uint8."""
+        """(N, 1, 224, 224) of ``dtype`` to (N, 4) float32 and (N, 2, 224, 224) uint8."""
         net = self.network
         features, positions = net.encode(images)
-        embedding = net.embed(features.float())
         outputs = Outputs(
-            lung=net.lung_decoder(features, positions),
-            disease=net.disease_decoder(features, positions),
-            health=net.health_branch(embedding),
-            findings=net.findings_branch(embedding),
+            net.lung_decoder(features, positions),
+            net.disease_decoder(features, positions),
+            *net.branches(net.embed(features.float())),
         )
         # The second of two softmax channels is the sigmoid of their difference (eq. 1 and 4).
-        unhealthy = outputs.health[:, 1:].float() - outputs.health[:, :1].float()
-        scores = torch.sigmoid(torch.cat([unhealthy, outputs.findings.float()], dim=1))
+        unhealthy, chest = (
+            x[:, 1:].float() - x[:, :1].float() for x in (outputs.health, outputs.gate)
+        )
+        scores = torch.sigmoid(torch.cat([unhealthy, outputs.findings.float(), chest], dim=1))
         margins = torch.cat(
             [x[:, 1:].float() - x[:, :1].float() for x in (outputs.lung, outputs.disease)], dim=1
         )

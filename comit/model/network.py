@@ -8,6 +8,7 @@
       +--> global average pooling -> (N, 512) embedding
              +--> health branch   (t3) -> (N, 2) logits, softmax  [healthy, unhealthy]
              +--> disease branch  (t4) -> (N, 2) logits, sigmoid  [COVID, other disease]
+             +--> gate (ours)          -> (N, 2) logits, softmax  [anything else, frontal chest]
 
 Malhotra et al., "Multi-Task Driven Explainable Diagnosis of COVID-19 using Chest X-ray Images".
 SegNet's unpooling: Badrinarayanan et al., arXiv 1511.00561. VGG16: arXiv 1409.1556.
@@ -46,10 +47,11 @@ class Outputs(NamedTuple):
     disease: Tensor  # (N, 2, H, W)  [not disease, disease]
     health: Tensor  # (N, 2)  [healthy, unhealthy]
     findings: Tensor  # (N, 2)  [COVID, other disease]
+    gate: Tensor  # (N, 2)  [anything else, upright frontal chest radiograph]
 
     def scores(self) -> Tensor:
-        """(N, 3) float32 in [0, 1]: unhealthy (eq. 4), COVID and other disease (eq. 6)."""
-        return as_scores(self.health, self.findings)
+        """(N, 4) float32 in [0, 1]: unhealthy (eq. 4), COVID, other disease (eq. 6), chest."""
+        return as_scores(self.health, self.findings, self.gate)
 
     def masks(self) -> Tensor:
         """(N, 2, H, W) float32 in [0, 1]: probability of lung and of disease (eq. 1)."""
@@ -58,10 +60,10 @@ class Outputs(NamedTuple):
         )
 
 
-def as_scores(health: Tensor, findings: Tensor) -> Tensor:
-    """Logits of the two branches, (N, 2) each, to (N, 3) float32 in [0, 1]."""
-    unhealthy = torch.softmax(health.float(), dim=1)[:, 1:]
-    return torch.cat([unhealthy, torch.sigmoid(findings.float())], dim=1)
+def as_scores(health: Tensor, findings: Tensor, gate: Tensor) -> Tensor:
+    """Logits of the two branches and the gate, (N, 2) each, to (N, 4) float32 in [0, 1]."""
+    unhealthy, chest = (torch.softmax(x.float(), dim=1)[:, 1:] for x in (health, gate))
+    return torch.cat([unhealthy, torch.sigmoid(findings.float()), chest], dim=1)
 
 
 def pool_positions(x: Tensor, pooled: Tensor) -> Tensor:
@@ -154,6 +156,7 @@ class COMiTNet(nn.Module):
         self.disease_decoder = Decoder(blocks)
         self.health_branch = branch(channels[-1])
         self.findings_branch = branch(channels[-1])
+        self.gate_branch = branch(channels[-1])
         self.portable_unpooling = False
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -176,19 +179,24 @@ class COMiTNet(nn.Module):
         return features.mean(dim=(2, 3))
 
     def score(self, x: Tensor) -> Tensor:
-        """(N, 1, H, W) preprocessed images to (N, 3) scores, as :meth:`Outputs.scores`."""
-        embedding = self.embed(self.encode(x)[0])
-        return as_scores(self.health_branch(embedding), self.findings_branch(embedding))
+        """(N, 1, H, W) preprocessed images to (N, 4) scores, as :meth:`Outputs.scores`."""
+        return as_scores(*self.branches(self.embed(self.encode(x)[0])))
+
+    def branches(self, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, C) to the logits of health, findings and gate, (N, 2) each."""
+        return (
+            self.health_branch(embedding),
+            self.findings_branch(embedding),
+            self.gate_branch(embedding),
+        )
 
     def forward(self, x: Tensor) -> Outputs:
         """(N, 1, H, W) preprocessed images in [0, 1]; H and W are multiples of 32 (224)."""
         features, positions = self.encode(x)
-        embedding = self.embed(features)
         return Outputs(
-            lung=self.lung_decoder(features, positions),
-            disease=self.disease_decoder(features, positions),
-            health=self.health_branch(embedding),
-            findings=self.findings_branch(embedding),
+            self.lung_decoder(features, positions),
+            self.disease_decoder(features, positions),
+            *self.branches(self.embed(features)),
         )
 
 

@@ -47,8 +47,8 @@ class Classifier(nn.Module):
         """Health and findings; masks are zero logits."""
         scaled = ((x - self.config.mean) / self.config.std).expand(-1, 3, -1, -1)
         logits = self.head(self.body(scaled))
-        nothing = logits.new_zeros(()).expand(len(x), 2, *x.shape[2:])
-        return Outputs(nothing, nothing, logits[:, :2], logits[:, 2:])
+        mask, gate = (logits.new_zeros(()).expand(len(x), 2, *s) for s in (x.shape[2:], ()))
+        return Outputs(mask, mask, logits[:, :2], logits[:, 2:], gate)
 
 
 class Segmenter(nn.Module):
@@ -70,7 +70,7 @@ class Segmenter(nn.Module):
         """Lungs and disease; scores are zero logits."""
         logits = self.net((x - self.config.mean) / self.config.std)
         nothing = logits.new_zeros(()).expand(len(x), 2)
-        return Outputs(logits[:, :2], logits[:, 2:], nothing, nothing)
+        return Outputs(logits[:, :2], logits[:, 2:], nothing, nothing, nothing)
 
 
 class Part(COMiTNet):
