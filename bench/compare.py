@@ -134,7 +134,7 @@ def kind_of(paths: Sequence[Path]) -> str:
 
 
 def reference_scores(paths: Sequence[Path], model: Path) -> NDArray[np.float32]:
-    """(N, 3) scores of our own reader and OpenVINO in fp32.
+    """(N, 3) scores of our own reader and OpenVINO in fp32, as :data:`comit.results.SCORES`.
 
     Raises UsageError for a file that cannot be screened: most peers would end there.
     """
@@ -146,7 +146,7 @@ def reference_scores(paths: Sequence[Path], model: Path) -> NDArray[np.float32]:
         images = grids([path], Options(model=model), 1)
         if not len(images):
             raise UsageError(f"{path} cannot be screened, and peers would fail on it; leave it out")
-        scores[path] = engine.predict(images).scores[0]
+        scores[path] = engine.predict(images).scores[0, : len(SCORES)]
     return np.array([scores[path] for path in paths])
 
 

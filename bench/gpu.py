@@ -534,7 +534,7 @@ def runs_parity(gpu: Device, stream: Any) -> Row:
 def reference_of(
     network: COMiTNet, images: NDArray[np.float32], device: torch.device
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(N, 3) scores and (N, 2, 224, 224) masks in [0, 1] of PyTorch in float32, without TF32."""
+    """(N, 4) scores and (N, 2, 224, 224) masks in [0, 1] of PyTorch in float32, without TF32."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     network = network.eval().to(device)
     scores, masks = [], []

@@ -26,7 +26,9 @@ class NullEngine(Engine):
         flat = images.reshape(len(images), -1)
         weights = np.linspace(0, 1, flat.shape[1], dtype=np.float32)
         # One picture at a time: the order of a sum must not depend on the batch.
-        sums = [(float(p.mean()), float(p @ weights) / p.size, float(p[::7].mean())) for p in flat]
+        sums = [
+            (float(p.mean()), float(p @ weights) / p.size, float(p[::7].mean()), 1.0) for p in flat
+        ]
         masks = (images * 255).astype(np.uint8)
         return Inference(np.array(sums, np.float32), np.concatenate([masks, 255 - masks], axis=1))
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.bench.steady import steady_rate
-from comit.results import FOREGROUND
+from comit.results import FOREGROUND, SCORES
 
 if TYPE_CHECKING:
     from comit.engine.base import Engine
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 BATCH = 4  # images a batch of a DataLoader: the fastest for these engines on a CPU
 Grid = NDArray[np.float32]  # (1, 224, 224) in [0, 1]
-Scores = Iterator[tuple[Sequence[int], NDArray[np.float32]]]  # which files, (N, 3): a batch
+Scores = Iterator[tuple[Sequence[int], NDArray[np.float32]]]  # which files, (N, 4): a batch
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Answer:
 
     seconds: float  # from the first file to the last score, loading of the model left out
     steady: float | None  # images a second between the rows at 10 % and 90 %; None: too few
-    scores: list[list[float]]  # of every file, in order; empty for another network
+    scores: list[list[float]]  # of every file, in order, without chest; empty for another network
 
 
 @dataclass(frozen=True)
@@ -359,7 +359,7 @@ def answer(peer: Peer, run: Callable[[], Scores]) -> Answer:
     started = time.perf_counter()
     for at, found in run():
         marks.append((time.perf_counter(), len(found)))
-        scores |= zip(at, found.tolist(), strict=True)
+        scores |= zip(at, found[:, : len(SCORES)].tolist(), strict=True)
     seconds = time.perf_counter() - started
     ordered = [row for _, row in sorted(scores.items())] if peer.own_network else []
     return Answer(round(seconds, 3), round(steady_rate(marks), 3) or None, ordered)

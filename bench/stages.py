@@ -242,7 +242,7 @@ def rows_of(inference: Inference, point: Any, masks: str) -> list[Row]:
         Done(i, None, (), "PA", 1024, 1024, "none", file_size=1, file_mtime=1, file_crc32=1)
         for i in range(len(inference.scores))
     ]
-    return scored_rows(described, inference, point, masks)
+    return scored_rows(described, inference, point, None, masks)
 
 
 def rows_alone(answers: Path, point: Any, masks: str, seconds: float) -> tuple[float, int]:

@@ -15,7 +15,8 @@ from typing import Any
 from comit import preprocess_version
 from comit.errors import ModelError
 
-OUTPUTS = ("unhealthy", "covid", "other")
+CLASSES = ("unhealthy", "covid", "other")  # what a chest radiograph shows
+OUTPUTS = (*CLASSES, "chest")  # of the model file's scores
 BUNDLED = Path(__file__).parent / "weights" / "model.onnx"
 INTENDED_USE = (
     "Research use only. Not a medical device; not for diagnosis or any clinical decision."
@@ -35,6 +36,32 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """Below ``threshold`` of ``score_chest`` a picture is not taken for a frontal chest radiograph.
+
+    Shares are those of images that the network has not learned from.
+    """
+
+    threshold: float  # in [0, 1]
+    kept: dict[str, float] = field(default_factory=dict)  # source -> share of its chests
+    rejected: dict[str, float] = field(default_factory=dict)  # kind, as "lateral" -> share
+    images: dict[str, int] = field(default_factory=dict)  # source or kind -> images behind it
+    origin: str = ""  # which images these were
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a threshold or a share outside [0, 1], and for what is no number.
+
+        TypeError for what is not of the type above.
+        """
+        for value in (self.threshold, *self.kept.values(), *self.rejected.values()):
+            if isinstance(value, bool) or not 0 <= value <= 1:  # NaN is not
+                raise ValueError(f"{value!r} is not in [0, 1]")
+        for count in self.images.values():
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise ValueError(f"{count!r} is not a number of images")
+
+
+@dataclass(frozen=True)
 class Card:
     """Everything about a model that is not its weights."""
 
@@ -46,6 +73,7 @@ class Card:
     precision: str = "fp32"
     preprocessing: str = preprocess_version
     operating_points: dict[str, OperatingPoint] = field(default_factory=dict)  # "90", "99"
+    gate: Gate | None = None  # None: not trained; no picture is rejected for what it shows
     calibration: dict[str, Any] = field(default_factory=dict)  # score -> how it becomes a share
     training: dict[str, Any] = field(default_factory=dict)  # data, schedule, epoch
     metrics: dict[str, Any] = field(default_factory=dict)  # split -> figure -> value
@@ -61,21 +89,38 @@ class Card:
 
     @staticmethod
     def read(path: Path) -> Card:
-        """Reads a card; raises ModelError where it is not one or not for this version."""
+        """Reads a card of any version; raises ModelError where it is not one."""
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             points = {k: OperatingPoint(**v) for k, v in raw.pop("operating_points").items()}
             outputs = tuple(raw.pop("outputs"))
-            card = Card(**raw, operating_points=points, outputs=outputs)
+            gate = read_gate(raw.pop("gate", None))
+            return Card(**raw, operating_points=points, outputs=outputs, gate=gate)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{path} is not a comit model card") from error
-        if card.preprocessing != preprocess_version or card.outputs != OUTPUTS:
+
+    def check(self, path: Path, gateless: bool = False) -> None:
+        """Raises ModelError where a card, read from ``path``, is not for this version.
+
+        ``gateless``: a model from before there was a gate will do.
+        """
+        if self.outputs == CLASSES and self.preprocessing == preprocess_version:
+            if not gateless:
+                raise ModelError(
+                    f"{path} describes a model from before comit had a gate; export it again: "
+                    "comit export onnx OLD.onnx --out NEW.onnx"
+                )
+        elif self.preprocessing != preprocess_version or self.outputs != OUTPUTS:
             raise ModelError(
-                f"{path} asks for preprocessing {card.preprocessing} and outputs "
-                f"{', '.join(card.outputs)}; this comit has {preprocess_version} and "
+                f"{path} asks for preprocessing {self.preprocessing} and outputs "
+                f"{', '.join(self.outputs)}; this comit has {preprocess_version} and "
                 f"{', '.join(OUTPUTS)}"
             )
-        return card
+
+
+def read_gate(raw: dict[str, Any] | None) -> Gate | None:
+    """The ``gate`` of a card or of a run; raises ValueError and TypeError, as :class:`Gate`."""
+    return None if raw is None else Gate(**raw)
 
 
 def card_path(model: Path) -> Path:
@@ -85,10 +130,11 @@ def card_path(model: Path) -> Path:
     return shared if shared.exists() and not own.exists() else own
 
 
-def open_model(model: Path) -> tuple[Card, bytes]:
+def open_model(model: Path, gateless: bool = False) -> tuple[Card, bytes]:
     """Card and content of a model file; the content is what the card's sha256 was checked on.
 
     Engines load these bytes, not the path: the file that was checked is the file that runs.
+    ``gateless`` takes a model from before there was a gate too, which engines do not run.
     Raises ModelError.
     """
     if model.is_dir():
@@ -106,6 +152,7 @@ def open_model(model: Path) -> tuple[Card, bytes]:
     if not path.exists():
         raise ModelError(f"{model} has no card beside it ({path.name}); comit export writes both")
     card = Card.read(path)
+    card.check(path, gateless)
     if card.sha256 != sha256(content):
         raise ModelError(f"{model} is not the file that {path.name} describes: their sha256 differ")
     return card, content

@@ -172,7 +172,8 @@ PATH = click.Path(path_type=Path)
     type=click.Choice(CHOICES["view_policy"]),
     default="tagged",
     show_default=True,
-    help="Screen what tags say is a frontal chest, what they do not say is not, or any radiograph.",
+    help="strict: only images tagged as frontal chest. tagged: also images with no contradicting "
+    "tag, unless the model's gate takes the picture for something else. all: every radiograph.",
 )
 @click.option(
     "--identifiers",

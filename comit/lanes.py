@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.card import OperatingPoint
+from comit.card import Gate, OperatingPoint
 from comit.decode.worker import Done
 from comit.engine.base import Engine, Inference, Screened
 from comit.gpu.batch import Pictures, Source
@@ -88,9 +88,15 @@ class Lanes:
     """
 
     def __init__(
-        self, engine: Engine, sink: Sink, point: OperatingPoint | None, masks: Masks
+        self,
+        engine: Engine,
+        sink: Sink,
+        point: OperatingPoint | None,
+        gate: Gate | None,
+        masks: Masks,
     ) -> None:
-        self._engine, self._sink, self._point, self._masks = engine, sink, point, masks
+        self._engine, self._sink, self._masks = engine, sink, masks
+        self._point, self._gate = point, gate
         self._threads = ThreadPoolExecutor(engine.lanes + 1, "lane")
         self._lanes = threading.Semaphore(engine.lanes)
         self._two_stage = engine.two_stage and masks != "all"
@@ -104,6 +110,7 @@ class Lanes:
         self._mutex = threading.Lock()
         self.on_rows: Callable[..., None] = lambda rows, earlier=False: None
         self.status: Counter[str] = Counter()  # of the rows so far
+        self.reasons: Counter[str] = Counter()
         self.screened = 0
         self.seconds = {"engine": 0.0, "postprocess": 0.0, "write": 0.0}
 
@@ -160,7 +167,7 @@ class Lanes:
             started = time.perf_counter()
             decoded, answer = self._ask(batch)
             inferred = time.perf_counter()
-        rows = scored_rows(decoded, answer, self._point, self._masks)
+        rows = scored_rows(decoded, answer, self._point, self._gate, self._masks)
         self._spent("engine", inferred - started)
         self._spent("postprocess", time.perf_counter() - inferred)
         self._finish(decoded, rows)
@@ -180,7 +187,7 @@ class Lanes:
             scores = self._engine.scores(images)
             self._spent("engine", time.perf_counter() - started)
         bare = Inference(scores, np.empty((len(scores), 2, 0, 0), np.uint8))
-        rows = scored_rows(decoded, bare, self._point, "none")
+        rows = scored_rows(decoded, bare, self._point, self._gate, "none")
         marked = [self._masks == "flagged" and is_flagged(row) for row in rows]
         settled = [i for i, mark in enumerate(marked) if not mark]
         self._finish([decoded[i] for i in settled], [rows[i] for i in settled])
@@ -214,6 +221,7 @@ class Lanes:
             self._sink.add(index, row)
         with self._mutex:
             self.status.update(row.status for _, row in rows)
+            self.reasons.update(row.reason for _, row in rows if row.reason is not None)
             self.on_rows(len(rows))
 
     def _spent(self, stage: str, seconds: float) -> None:

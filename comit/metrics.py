@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from comit.reasons import REASONS
+
 if TYPE_CHECKING:
     from comit.lanes import Lanes
     from comit.pool import Pool
@@ -73,6 +75,9 @@ class Metrics:
         rows = gauge("comit_rows", "rows that this process wrote", "status")
         for status in ("ok", "skipped", "failed"):
             rows.labels(status).set(self._lanes.status[status] if self._lanes else 0)
+        reasons = gauge("comit_unscored_rows", "rows without scores of this process", "reason")
+        for reason in REASONS:
+            reasons.labels(reason).set(self._lanes.reasons[reason] if self._lanes else 0)
         if self._lanes and self._pool:
             seconds = max(time.monotonic() - self._started, 1e-9)
             rate = gauge("comit_images_per_second", "images through the engine, mean of the run")

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.card import OperatingPoint
+from comit.card import Gate, OperatingPoint
 from comit.decode.worker import Done
 from comit.engine.base import Inference, Screened
 from comit.preprocess import SIZE
-from comit.reasons import Fail, Skip
+from comit.reasons import Caution, Fail, Skip
 from comit.results import FOREGROUND, Row
 
 SKIPS = frozenset(str(s) for s in Skip)
@@ -42,13 +42,19 @@ def is_flagged(row: Row) -> bool:
 
 
 def scored_rows(
-    decoded: list[Done], answer: Inference | Screened, point: OperatingPoint | None, masks: str
+    decoded: list[Done],
+    answer: Inference | Screened,
+    point: OperatingPoint | None,
+    gate: Gate | None,
+    masks: str,
 ) -> list[Row]:
     """Rows of a batch: ``decoded[i]`` is image i of the engine's ``answer``.
 
     ``masks`` is all, flagged or none: which rows get masks and fractions; the others' are not
-    looked at. Without an operating point flags are null. An image with a score that is not finite
-    gets a failed row, as does one with a reason, whose scores mean nothing.
+    looked at. Without an operating point flags are null, without a gate ``score_chest``. A picture
+    below the gate's threshold is skipped where it is ``gated``, else warned of. An image with a
+    score that is not finite gets a failed row, as does one with a reason, whose scores mean
+    nothing.
     """
     rows = []
     for done, scores, mask in zip(decoded, answer.scores.tolist(), answer.masks, strict=True):
@@ -56,12 +62,19 @@ def scored_rows(
             reason = done.reason or str(Fail.MODEL_NONFINITE)
             rows.append(unscored_row(done._replace(reason=reason)))
             continue
-        unhealthy, covid, other = scores
+        unhealthy, covid, other, chest = scores
+        if gate is not None and chest < gate.threshold:
+            if done.gated:
+                row = unscored_row(done._replace(reason=str(Skip.NOT_A_CHEST)))
+                rows.append(replace(row, score_chest=chest))
+                continue
+            done = done._replace(warnings=(*done.warnings, str(Caution.CHEST_DOUBTED)))
         row = replace(
             _described(done, "ok"),
             score_unhealthy=unhealthy,
             score_covid=covid,
             score_other=other,
+            score_chest=chest if gate is not None else None,
         )
         if point is not None:
             row = replace(

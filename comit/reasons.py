@@ -34,6 +34,10 @@ class Skip(Code):
     ANATOMY = "anatomy", "another body part than the chest, by its tags"
     VIEW = "view", "a lateral, oblique or decubitus view, by its tags"
     UNVERIFIED_VIEW = "unverified_view", "no tag says frontal chest, and --view-policy strict asks"
+    NOT_A_CHEST = (
+        "not_a_chest",
+        "by its picture not an upright frontal chest radiograph (score_chest), and no tag says so",
+    )
     MULTI_FRAME = "multi_frame", "more than one frame or page; comit reads single radiographs"
     UNSUPPORTED_FORMAT = "unsupported_format", "not DICOM, PNG or JPEG, by its content"
     OUTSIDE_ROOT = (
@@ -88,6 +92,10 @@ class Caution(Code):
         "tags contradict one another about body part or view, which is unknown",
     )
     CHILD = "child", "the patient is younger than 15 years; such models are for adults"
+    CHEST_DOUBTED = (
+        "chest_doubted",
+        "by its picture not an upright frontal chest radiograph; tags or --view-policy all kept it",
+    )
     COLOUR = "colour", "colour or transparency was converted to grey"
     POLARITY = "polarity", "PresentationLUTShape contradicts PhotometricInterpretation"
     WINDOW_UNUSABLE = (

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 STAGING = ".comit"  # in a folder of results: lock, key, and a run that is under way
 FOREGROUND = 128  # of 255: the first value above probability 0.5, the paper's threshold (4.1)
 
 IDENTITY = ("row_id", "path")  # from the work list
-SCORES = ("score_unhealthy", "score_covid", "score_other")
+SCORES = ("score_unhealthy", "score_covid", "score_other")  # of a chest radiograph
 FINDINGS = (  # what screening adds, in the order of the file
     "status",
     "reason",
@@ -31,6 +31,7 @@ FINDINGS = (  # what screening adds, in the order of the file
     "cols",
     "voi",
     *SCORES,
+    "score_chest",
     "flag_unhealthy",
     "flag_covid",
     "sop_instance_uid",
@@ -78,6 +79,7 @@ class Row:
     score_unhealthy: float | None = None  # in [0, 1]
     score_covid: float | None = None
     score_other: float | None = None
+    score_chest: float | None = None  # frontal chest radiograph; null where no gate was trained
     flag_unhealthy: bool | None = None  # score at or above the operating point
     flag_covid: bool | None = None
     sop_instance_uid: str | None = None
@@ -122,7 +124,7 @@ def schema() -> pa.Schema:
     kinds = {
         "warnings": pa.list_(pa.string()),
         **dict.fromkeys(("rows", "cols"), pa.int32()),
-        **dict.fromkeys(SCORES, pa.float32()),
+        **dict.fromkeys((*SCORES, "score_chest"), pa.float32()),
         **dict.fromkeys(("lung_fraction", "disease_fraction"), pa.float32()),
         "file_size": pa.int64(),
         **dict.fromkeys(("file_mtime", "screened_at"), pa.timestamp("us", tz="UTC")),

@@ -230,6 +230,7 @@ def screen(
             "model": card.sha256,
             "preprocessing": preprocess_version,
             "operating point": asdict(point) if point else None,
+            "gate": card.gate and card.gate.threshold,
             "masks": options.masks,
             "view policy": options.view_policy,
             "identifiers": names.described(),
@@ -262,7 +263,7 @@ def screen(
         started = time.perf_counter()
         with (
             closing(engine),
-            Lanes(engine, sink, point, options.masks) as lanes,
+            Lanes(engine, sink, point, card.gate, options.masks) as lanes,
             console.progress("screening", sink.items) as lanes.on_rows,
             Metrics(options.metrics_file, sink, lanes, pool) as metrics,
         ):
@@ -325,6 +326,8 @@ def anonymous(done: Done, names: Identifiers) -> Done:
 
 def metadata(model: str, settings: dict[str, Any]) -> dict[str, str]:
     """Key-value metadata of the Parquet file: where its numbers come from."""
+    point, gate = settings["operating point"], settings["gate"]
+    thresholds = (point or {}) | ({} if gate is None else {"chest": gate})
     return {
         "comit_version": __version__,
         "comit_schema": SCHEMA_VERSION,
@@ -333,7 +336,7 @@ def metadata(model: str, settings: dict[str, Any]) -> dict[str, str]:
         "comit_preprocessing": settings["preprocessing"],
         "comit_engine": settings.get("engine", ""),
         "comit_precision": settings.get("precision", ""),
-        "comit_thresholds": json.dumps(settings["operating point"]),
+        "comit_thresholds": json.dumps(thresholds or None),
         "comit_view_policy": settings["view policy"],
         "comit_identifiers": settings["identifiers"],
         "comit_root": settings["root"],

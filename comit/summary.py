@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comit import __version__
-from comit.card import BUNDLED, read_card
+from comit.card import BUNDLED, Gate, read_card
 from comit.reasons import Caution, Fail, Skip
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def summary(report: Report) -> list[str]:
             f"(score >= {point['unhealthy']:.3f}), {report.flagged['covid']:,} COVID "
             f"(score >= {point['covid']:.3f}). Research use only"
         )
+    if (gate := report.settings["gate"]) is not None:
+        lines.append(f"taken for a frontal chest radiograph: score_chest >= {gate:.3f}")
     engine = report.engine
     lines.append(
         f"{report.screened:,} images in {report.seconds:.1f} s, {report.images_per_second:.1f} a "
@@ -119,6 +121,7 @@ def information(model: Path | None, as_json: bool) -> str:
             f"COVID >= {point.covid:.3f} (negatives: {behind or 'unknown'}"
             + (f"; {point.origin})" if point.origin else ")")
         )
+    lines += _gate(card.gate)
     for name, curve in card.calibration.items():
         if isinstance(curve, dict):
             lines.append(
@@ -131,6 +134,23 @@ def information(model: Path | None, as_json: bool) -> str:
     for key, value in card.training.items():
         lines.append(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
     return "\n".join(lines)
+
+
+def _gate(gate: Gate | None) -> list[str]:
+    """What the gate does, and how well, a source or kind a line."""
+    if gate is None:
+        return ["  gate: not trained; no picture is skipped as not_a_chest"]
+    lines = [
+        f"  gate: score_chest below {gate.threshold:.3f} is not_a_chest"
+        + (f" ({gate.origin})" if gate.origin else "")
+    ]
+    for what, shares in (("kept", gate.kept), ("rejected", gate.rejected)):
+        lines += [
+            f"    {name}: {share:.1%} {what}"
+            + (f" of {gate.images[name]}" if name in gate.images else "")
+            for name, share in shares.items()
+        ]
+    return lines
 
 
 def _figures(

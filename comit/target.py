@@ -42,7 +42,7 @@ ROOT = "comit_root"
 SAME = {
     "comit_model_sha256": "model",
     "comit_preprocessing": "preprocessing",
-    "comit_thresholds": "operating point",
+    "comit_thresholds": "operating point or gate",
     "comit_schema": "schema",
     "comit_identifiers": "identifiers or key",
     "comit_view_policy": "view policy",

@@ -150,7 +150,7 @@ def run_card(run: Path) -> Card:
     """
     import json
 
-    from comit.card import Card, OperatingPoint
+    from comit.card import Card, OperatingPoint, read_gate
     from comit.errors import UsageError
 
     try:
@@ -165,6 +165,7 @@ def run_card(run: Path) -> Card:
             operating_points={
                 k: OperatingPoint(**v) for k, v in described.get("operating_points", {}).items()
             },
+            gate=read_gate(described.get("gate")),
             calibration=described.get("calibration", {}),
             training=described["training"] | {k: described[k] for k in keys} | taught,
             metrics={s: described[s] for s in splits},

@@ -95,7 +95,7 @@ def check(
 def compare(
     scores: NDArray[np.float32], masks: NDArray[np.float32], theirs: Inference, source: str
 ) -> Parity:
-    """How far an engine is from (N, 3) scores and (N, 2, 224, 224) probabilities of PyTorch."""
+    """How far an engine is from (N, 4) scores and (N, 2, 224, 224) probabilities of PyTorch."""
     lung, disease = (
         _pooled_iou(masks[:, i] >= 0.5, theirs.masks[:, i] >= FOREGROUND) for i in range(2)
     )

@@ -22,12 +22,12 @@ from onnx import numpy_helper
 from torch import nn
 
 from comit import preprocess_version
-from comit.card import Card, card_path, sha256
+from comit.card import OUTPUTS, Card, card_path, sha256
 from comit.engine import modelfile
 from comit.errors import ModelError, UsageError
 from comit.export.graph import Graph
 from comit.export.parity import Parity, check
-from comit.model.network import COMiTNet, NetworkConfig
+from comit.model.network import COMiTNet, NetworkConfig, with_gate
 
 OPSET = 20
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -57,6 +57,7 @@ def export_onnx(
         mean=network.config.mean,
         std=network.config.std,
         preprocessing=preprocess_version,
+        outputs=OUTPUTS,
     )
     temporary = out.with_name(out.name + ".new")
     try:
@@ -108,7 +109,7 @@ def to_bytes(network: COMiTNet, precision: str, name: str) -> bytes:
 def load_network(model: Path | bytes) -> COMiTNet:
     """The network in an ONNX file of ours (its path or content), float32, in evaluation mode.
 
-    Raises ModelError.
+    A file from before there was a gate gives an untrained one. Raises ModelError.
     """
     try:
         content = model if isinstance(model, bytes) else model.read_bytes()
@@ -139,7 +140,7 @@ def load_network(model: Path | bytes) -> COMiTNet:
                 if about["precision"] == "fp32":  # in fp16 the norm is in the convolution
                     identity = {"num_batches_tracked": identity["num_batches_tracked"]}
                 state |= {f"{name}.{k}": v for k, v in identity.items()}
-        network.load_state_dict(state, strict=True, assign=True)
+        network.load_state_dict(with_gate(network, state), strict=True, assign=True)
     except Exception as error:  # protobuf, numpy_helper and torch raise what they like
         raise ModelError(
             "the model file does not hold a COMiT-Net; comit export onnx writes those that do"

@@ -49,6 +49,7 @@ def ok(row_id: str, path: str | None = None, *, unhealthy: float = 0.5, **column
         "score_unhealthy": unhealthy,
         "score_covid": unhealthy / 2,
         "score_other": 0.25,
+        "score_chest": None,
         "flag_unhealthy": unhealthy >= THRESHOLDS["unhealthy"],
         "flag_covid": unhealthy / 2 >= THRESHOLDS["covid"],
         "sop_instance_uid": None,

@@ -57,7 +57,7 @@ class Sleeper(Engine):
         with self.mutex:
             self.running -= 1
         n = len(images)
-        return Inference(np.zeros((n, 3), np.float32), np.zeros((n, 2, 224, 224), np.uint8))
+        return Inference(np.zeros((n, 4), np.float32), np.zeros((n, 2, 224, 224), np.uint8))
 
 
 def test_first_call_is_reported_apart() -> None:
@@ -191,7 +191,7 @@ def test_without_masks_the_ceiling_is_of_scores_alone(tiny_model: Path, pictures
         def scores(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
             self.scored += 1
             time.sleep(0.001)
-            return np.zeros((len(images), 3), np.float32)
+            return np.zeros((len(images), 4), np.float32)
 
     engine = TwoStage()
     paths, options = sorted(pictures.iterdir()), Options(model=tiny_model, masks="none")

@@ -228,7 +228,7 @@ def test_rivals_answer_their_tasks_and_learn(name: str) -> None:
     torch.manual_seed(0)
     network = builder(name, (1, 2, 3, 4))(NetworkConfig(width=1 / 8, mean=0.5, std=0.3)).train()
     out = network(torch.rand(2, 1, 64, 64))
-    assert out.scores().shape == (2, 3) and out.masks().shape == (2, 2, 64, 64)
+    assert out.scores().shape == (2, 4) and out.masks().shape == (2, 2, 64, 64)
     answered = (out.lung, out.disease) if name == "unet" else (out.health, out.findings)
     sum(x.square().mean() for x in answered).backward()
     learned = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in network.parameters()]

@@ -147,7 +147,7 @@ def test_not_a_number_passes_through(name, tiny_model, images):
 
 def test_no_images_is_no_results(tiny_model):
     found = load("onnxruntime", tiny_model).predict(np.empty((0, 1, 224, 224), np.float32))
-    assert found.scores.shape == (0, 3)
+    assert found.scores.shape == (0, 4)
     assert found.masks.shape == (0, 2, 224, 224)
 
 
@@ -235,7 +235,7 @@ class Fake(Engine):
     def infer(self, images):
         number = np.float32(self.device[-1])
         shape = (len(images), 2, 224, 224)
-        return Inference(np.full((len(images), 3), number), np.zeros(shape, np.uint8))
+        return Inference(np.full((len(images), 4), number), np.zeros(shape, np.uint8))
 
     def close(self):
         self.closed.append(self.device)
@@ -391,7 +391,7 @@ def test_the_card_walk_is_a_no_op_on_ours(tiny_model):
 
 def test_load_model_takes_the_bundled_one_by_default(tiny_model, images, monkeypatch):
     require("openvino")
-    assert load_model(tiny_model, precision="fp32").predict(images[:3]).scores.shape == (3, 3)
+    assert load_model(tiny_model, precision="fp32").predict(images[:3]).scores.shape == (3, 4)
     asked = []
     monkeypatch.setattr(engines, "load_engine", lambda model, *a, **k: asked.append((model, a, k)))
     load_model(engine="torch", threads=1)

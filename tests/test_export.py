@@ -86,7 +86,7 @@ def test_weights_keep_their_names_and_values(tiny_model, network):
 def test_batch_norm_is_kept_and_the_graph_is_plain(tiny_model):
     kinds = [n.op_type for n in onnx.load(tiny_model).graph.node]
     assert kinds.count("BatchNormalization") == 37  # 39 convolutions, 2 of them last layers
-    assert kinds.count("Slice") == 20 + 6  # corners of 5 poolings; 2 logits of 3 softmaxes
+    assert kinds.count("Slice") == 20 + 8  # corners of 5 poolings; 2 logits of 4 softmaxes
     assert kinds.count("DepthToSpace") == 5  # positions are interleaved once, for both decoders
     assert "MaxUnpool" not in kinds
     assert {n.domain for n in onnx.load(tiny_model).graph.node} == {""}

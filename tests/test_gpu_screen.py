@@ -227,7 +227,7 @@ class Uncaptured:
 
     def __init__(self, graph: Any, batch_size: int, dtype: Any, device: Any, gpu: Any) -> None:
         self._graph, self._images = graph, torch.zeros((batch_size, *IMAGE), dtype=dtype)
-        self._found = [torch.empty(batch_size, 3), torch.empty((batch_size, 2, 224, 224)).byte()]
+        self._found = [torch.empty(batch_size, 4), torch.empty((batch_size, 2, 224, 224)).byte()]
         images, masks = (
             Borrowed(x, x.data_ptr(), x.nbytes) for x in (self._images, self._found[1])
         )

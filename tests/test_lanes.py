@@ -25,13 +25,13 @@ class Counting(Engine):
 
     def infer(self, images):
         self.asked["infer"] += len(images)
-        scores = np.repeat(images[:, :, 0, 0], 3, axis=1)
+        scores = np.repeat(images[:, :, 0, 0], 4, axis=1)
         masks = np.repeat((images * 255).astype(np.uint8), 2, axis=1)
         return Inference(scores, masks)
 
     def scores(self, images):
         self.asked["scores"] += len(images)
-        return np.repeat(images[:, :, 0, 0], 3, axis=1)
+        return np.repeat(images[:, :, 0, 0], 4, axis=1)
 
 
 class Rows:
@@ -45,9 +45,9 @@ class Rows:
         self.rows[index] = row
 
 
-def run(masks, flags, engine=None):
+def run(masks, flags, engine=None, gate=None):
     engine, sink = engine or Counting(), Rows()
-    with Lanes(engine, sink, POINT, masks) as lanes:
+    with Lanes(engine, sink, POINT, gate, masks) as lanes:
         for i, flag in enumerate(flags):
             pixels = np.full((224, 224), i % 2, np.float32)
             pixels[0, 0] = 0.9 if flag else 0.1

@@ -93,7 +93,7 @@ def test_a_run_leaves_weights_figures_and_thresholds(finished: Path) -> None:
     assert points["90"].negatives == {"unhealthy": 2, "covid": 3}
     assert points["99"].covid >= points["90"].covid
     image = torch.rand(1, 1, 224, 224)
-    assert load_run(finished)(image).scores().shape == (1, 3)
+    assert load_run(finished)(image).scores().shape == (1, 4)
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,7 @@ class Image(ABC):
     frames: int = 1
     skip: Skip | None = None  # why this is not a frontal chest radiograph
     view: str | None = None  # DICOM ViewPosition: PA, AP, ...
+    verified: bool = False  # tags say chest, and a frontal view of it
     warnings: list[Caution] = field(default_factory=list)
     sop_instance_uid: str | None = None
     series_instance_uid: str | None = None

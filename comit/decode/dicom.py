@@ -163,8 +163,8 @@ def _open(data: bytes, limits: Limits, policy: ViewPolicy) -> DicomImage:
     uid = header.uid(0x00020010)
     codec = SYNTAXES.get(uid) if uid else (None if header.pixels_length == UNDEFINED else NATIVE)
     colour = fmt.samples != 1 or fmt.photometric == PALETTE
-    skip, view, warnings = judge(header, fmt.frames, colour, policy)
-    if header.pixels_tag is None and skip is Skip.MODALITY and not header.word(MODALITY):
+    verdict = judge(header, fmt.frames, colour, policy)
+    if header.pixels_tag is None and verdict.skip is Skip.MODALITY and not header.word(MODALITY):
         raise ItemError(Fail.NO_PIXELS)  # nothing says what it is but that it has none
     presentation, more = read_presentation(header, fmt)
     image = DicomImage(
@@ -173,9 +173,10 @@ def _open(data: bytes, limits: Limits, policy: ViewPolicy) -> DicomImage:
         dtype=_dtype(header, fmt),
         presentation=presentation,
         frames=fmt.frames,
-        skip=skip,
-        view=view,
-        warnings=list(warnings),
+        skip=verdict.skip,
+        view=verdict.view,
+        verified=verdict.verified,
+        warnings=list(verdict.warnings),
         sop_instance_uid=header.uid(0x00080018),
         series_instance_uid=header.uid(0x0020000E),
         study_instance_uid=header.uid(0x0020000D),
@@ -183,7 +184,7 @@ def _open(data: bytes, limits: Limits, policy: ViewPolicy) -> DicomImage:
         format=fmt,
         codec=codec,
     )
-    if skip is None:
+    if verdict.skip is None:
         check(header, fmt, codec)
         check_size(fmt.rows, fmt.columns, limits)
         image.warnings += more

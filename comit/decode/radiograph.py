@@ -74,6 +74,7 @@ class Verdict(NamedTuple):
     skip: Skip | None
     view: str | None  # PA, AP, FRONTAL, LL, ...: of the vocabularies above only
     warnings: tuple[Caution, ...]
+    verified: bool = False  # tags say chest, and a frontal view of it
 
 
 def judge(header: Header, frames: int, is_colour: bool, policy: ViewPolicy = "tagged") -> Verdict:
@@ -120,7 +121,7 @@ def judge(header: Header, frames: int, is_colour: bool, policy: ViewPolicy = "ta
         warnings.append(Caution.BURNED_IN)
     if not is_upright(header.words(0x00200020)):  # PatientOrientation
         warnings.append(Caution.ORIENTATION)
-    return Verdict(None, view, tuple(warnings))
+    return Verdict(None, view, tuple(warnings), bool(region) and view in FRONTAL)
 
 
 class Said(NamedTuple):

@@ -96,6 +96,7 @@ class Done(NamedTuple):
     file_crc32: int | None = None
     seconds: float = 0.0  # of this process: reading, decoding, preprocessing
     stored: Stored | None = None  # None is the pixels of the grid, (224, 224) float32
+    gated: bool = True  # the gate may skip it: tags do not verify it, nor does the policy take all
 
 
 def main() -> None:
@@ -208,6 +209,7 @@ def _process(task: Task, limits: Limits, policy: ViewPolicy, parent: Parent) -> 
         series_instance_uid=image.series_instance_uid,
         study_instance_uid=image.study_instance_uid,
         stored=stored,
+        gated=not image.verified and policy != "all",
     )
 
 

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from comit.postprocess import Runs
 
 IMAGE = (1, 224, 224)  # channels, rows, columns of one image
+SCORES = 4  # of one image: unhealthy, COVID, other disease, frontal chest radiograph
 Progress = Callable[[str], None]  # is told, in lines, of what takes longer than a second
 
 
 class Inference(NamedTuple):
     """An engine's answer for N images."""
 
-    scores: NDArray[np.float32]  # (N, 3) in [0, 1]: unhealthy, COVID, other disease
+    scores: NDArray[np.float32]  # (N, 4) in [0, 1], as comit.card.OUTPUTS names them
     masks: NDArray[np.uint8]  # (N, 2, 224, 224): probability of lung and disease times 255
 
 
@@ -29,7 +30,7 @@ class Screened(NamedTuple):
     """An engine's answer for N images that it preprocessed and encoded itself."""
 
     outcomes: list[Outcome]  # a reason where there are no pixels; its scores mean nothing
-    scores: NDArray[np.float32]  # (N, 3), as in Inference
+    scores: NDArray[np.float32]  # (N, 4), as in Inference
     masks: list[Runs]
 
 
@@ -55,7 +56,7 @@ class Engine(ABC):
         """(N, 1, 224, 224) float32 in [0, 1], 1 <= N <= batch_size, to N scores and masks."""
 
     def scores(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The scores alone, (N, 3), bit for bit those of :meth:`infer`."""
+        """The scores alone, (N, 4), bit for bit those of :meth:`infer`."""
         return self.infer(images).scores
 
     def pictures(self) -> Pictures:
@@ -76,7 +77,9 @@ class Engine(ABC):
             for i in range(0, len(images), self.batch_size)
         ]
         if not batches:
-            return Inference(np.empty((0, 3), np.float32), np.empty((0, 2, 224, 224), np.uint8))
+            return Inference(
+                np.empty((0, SCORES), np.float32), np.empty((0, 2, *IMAGE[1:]), np.uint8)
+            )
         return Inference(
             np.concatenate([b.scores for b in batches]), np.concatenate([b.masks for b in batches])
         )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.engine import modelfile
-from comit.engine.base import IMAGE, Engine, Inference, padded
+from comit.engine.base import IMAGE, SCORES, Engine, Inference, padded
 from comit.errors import ModelError, UsageError
 
 DTYPES = {"tensor(float)": (np.float32, "fp32"), "tensor(float16)": (np.float16, "fp16")}
@@ -70,7 +70,7 @@ class OnnxRuntimeEngine(Engine):
         """On the GPU, outputs in arrays of ours, so that only they are copied. Unverified."""
         binding = self._session.io_binding()
         outputs: list[NDArray[Any]] = [
-            np.empty((len(batch), 3), np.float32),
+            np.empty((len(batch), SCORES), np.float32),
             np.empty((len(batch), 2, *IMAGE[1:]), np.uint8),
         ]
         binding.bind_cpu_input("images", batch)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from comit.config import usable_cores
 from comit.engine import modelfile
-from comit.engine.base import IMAGE, Engine, Inference, padded
+from comit.engine.base import IMAGE, SCORES, Engine, Inference, padded
 from comit.errors import ModelError, UsageError
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -82,7 +82,7 @@ class OpenVinoEngine(Engine):
     def infer(self, images: NDArray[np.float32]) -> Inference:
         """See :meth:`Engine.infer`. The request writes into the arrays that are returned."""
         batch = padded(images, self.batch_size, self._dtype)
-        scores = np.empty((self.batch_size, 3), np.float32)
+        scores = np.empty((self.batch_size, SCORES), np.float32)
         masks = np.empty((self.batch_size, 2, *IMAGE[1:]), np.uint8)
         request = self._requests.get()
         try:

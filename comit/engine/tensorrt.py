@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.cache import CACHE
-from comit.engine.base import IMAGE, Engine, Inference, Progress, Screened, ignore
+from comit.engine.base import IMAGE, SCORES, Engine, Inference, Progress, Screened, ignore
 from comit.errors import ModelError, UsageError
 from comit.export import to_tensorrt
 from comit.export.to_tensorrt import SMALL, Options
@@ -169,7 +169,7 @@ class _Lane:
         ) or not self._context.set_input_shape("images", shape):
             raise ModelError(f"the engine takes no batches of {batch_size}; export it again")
         self.images = self._array(shape, dtype)
-        self.scores = self._array((batch_size, 3), np.float32)
+        self.scores = self._array((batch_size, SCORES), np.float32)
         self.masks = self._array((batch_size, 2, *IMAGE[1:]), np.uint8)
         arrays = {"images": self.images, "scores": self.scores, "masks": self.masks}
         self._memory = {name: gpu.empty(a.nbytes) for name, a in arrays.items()}

@@ -9,6 +9,7 @@ from typing import Any
 from comit.errors import UsageError
 from comit.results import SCORES, decode_mask, provenance, read
 
+CHEST = "score_chest"
 FLAGS = ("flag_unhealthy", "flag_covid")
 MASKS = ("lung_rle", "disease_rle")
 
@@ -32,7 +33,7 @@ def compare(a: Path, b: Path) -> Comparison:
     """Compares two results files; raises UsageError where they share no row."""
     import numpy as np
 
-    columns = ("row_id", "status", *SCORES, *FLAGS, *MASKS)
+    columns = ("row_id", "status", *SCORES, CHEST, *FLAGS, *MASKS)
     tables = [read(path, columns) for path in (a, b)]
     first, second = ({r["row_id"]: r for r in t.to_pylist()} for t in tables)
     shared = [i for i in first if i in second]
@@ -41,8 +42,11 @@ def compare(a: Path, b: Path) -> Comparison:
     pairs = [(first[i], second[i]) for i in shared]
     ok = [(x, y) for x, y in pairs if x["status"] == y["status"] == "ok"]
     scores: dict[str, dict[str, float]] = {}
-    for name in SCORES:
-        known = [(x[name], y[name]) for x, y in ok if None not in (x[name], y[name])]
+    for name in (*SCORES, CHEST):
+        among = pairs if name == CHEST else ok  # of skipped rows too
+        known = [(x[name], y[name]) for x, y in among if None not in (x[name], y[name])]
+        if name == CHEST and not known:  # of a model without a gate
+            continue
         off = np.abs([v - u for u, v in known] or [0.0])
         p99 = float(np.quantile(off, 0.99))
         scores[name] = {"mean": float(off.mean()), "p99": p99, "max": float(off.max())}

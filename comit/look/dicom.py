@@ -173,7 +173,7 @@ def _report(source: Dataset, row: dict[str, Any], said: dict[str, Any]) -> Datas
 
     parameters = {k: said.get(k) for k in ("model_sha256", "preprocessing")}
     thresholds = said.get("thresholds") or {}
-    parameters |= {f"threshold {k}": thresholds.get(k) for k in ("unhealthy", "covid")}
+    parameters |= {f"threshold {k}": thresholds.get(k) for k in ("unhealthy", "covid", "chest")}
     algorithm = sr.AlgorithmIdentification(
         name=_model(said),
         version=f"comit {__version__}",
@@ -191,6 +191,7 @@ def _report(source: Dataset, row: dict[str, Any], said: dict[str, Any]) -> Datas
             ("score_unhealthy", "Network score, any disease, 0 to 1"),
             ("score_covid", "Network score, COVID-19, 0 to 1"),
             ("score_other", "Network score, other disease, 0 to 1"),
+            ("score_chest", "Network score, frontal chest radiograph, 0 to 1"),
             ("disease_fraction", "Disease area / lung area in the image"),
         )
         if row[name] is not None

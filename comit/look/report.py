@@ -33,6 +33,7 @@ from comit.results import SCORES, provenance, read
 if TYPE_CHECKING:
     from comit.look.heat import Heat
 
+CHEST = "score_chest"
 COLUMNS = (  # of the table, in the order in which the page gets them
     "row_id",
     "path",
@@ -40,6 +41,7 @@ COLUMNS = (  # of the table, in the order in which the page gets them
     "reason",
     "view",
     *SCORES,
+    CHEST,
     "flag_unhealthy",
     "flag_covid",
     "disease_fraction",
@@ -50,6 +52,7 @@ COLUMNS = (  # of the table, in the order in which the page gets them
     "voi",
     "sop_instance_uid",
 )
+NOT_A_CHEST = str(Skip.NOT_A_CHEST)
 LONGEST = 640  # pixels of a picture's longer side
 BINS = 40
 
@@ -68,6 +71,7 @@ def write_report(
 ) -> Made:
     """Writes ``results`` as a page with the pictures of the ``top`` rows by ``by``.
 
+    It has the pictures of ``top`` rows that the gate rejected too, so that one sees what it did.
     ``images`` is the folder that was screened; None is the one that the results name. ``extra``
     are columns of the manifest to show, ``run`` is what ``comit screen --report`` wrote.
     ``model`` draws the heat maps; without one the bundled model does, if the results are of it.
@@ -86,6 +90,7 @@ def write_report(
         runs = read(results, ("row_id", "file_crc32", "lung_rle", "disease_rle"))
         place = {row_id: i for i, row_id in enumerate(runs["row_id"].to_pylist())}
         first = [(i, row) for i, row in enumerate(rows[:top]) if row["status"] == "ok"]
+        first += [(i, row) for i, row in enumerate(rows) if row["reason"] == NOT_A_CHEST][:top]
         with console.progress("drawing", len(first)) as step:
             for i, row in first:
                 step()
@@ -132,7 +137,7 @@ def _picture(pictures: Pictures, row: dict[str, Any], heat: Heat | None) -> dict
     if row["lung_rle"] is not None:
         lungs, disease = masks(row)
         found |= {"lungs": outline(lungs), "disease": outline(disease)}
-    if heat is not None:
+    if heat is not None and row["status"] == "ok":
         found["heat"] = _jpeg(heat.disease(image))
     return found
 
@@ -148,14 +153,17 @@ def summary(
     """Counts, histograms of :data:`BINS` bins over [0, 1] with their thresholds, provenance."""
     thresholds = said.get("thresholds") or {}
     histograms = []
-    for name in SCORES:
+    known = any(row[CHEST] is not None for row in rows)
+    for name in (*SCORES, CHEST) if known else SCORES:
         counts = [0] * BINS
         for row in rows:
             value = row[name]
             if value is not None and math.isfinite(value):
                 counts[min(BINS - 1, max(0, int(value * BINS)))] += 1
         threshold = thresholds.get(name.removeprefix("score_"))
-        histograms.append({"name": name, "counts": counts, "threshold": threshold})
+        above = "kept" if name == CHEST else "flagged"
+        found = {"name": name, "counts": counts, "threshold": threshold, "above": above}
+        histograms.append(found)
     facts = {k: str(v) for k, v in said.items() if k != "thresholds" and v is not None}
     if run:
         rate, screened, seconds = (run.get(k) for k in ("images_per_second", "screened", "seconds"))

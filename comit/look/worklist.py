@@ -10,6 +10,7 @@ from typing import Any
 
 from comit.errors import UsageError
 from comit.look.output import refuse_input
+from comit.reasons import Skip
 from comit.results import read
 
 SCORES = ("score_unhealthy", "score_covid", "score_other", "disease_fraction")
@@ -23,6 +24,7 @@ COLUMNS = (
     "score_unhealthy",
     "score_covid",
     "score_other",
+    "score_chest",
     "flag_unhealthy",
     "flag_covid",
     "disease_fraction",
@@ -48,15 +50,16 @@ def worklist(
 ) -> int:
     """Writes the work list of ``results`` to ``out`` and returns its number of rows.
 
-    Rows that are ok come by descending ``by``, then those that failed, which somebody has to look
-    at too; skipped ones are left out. ``extra`` are columns of the manifest. The CSV is
-    UTF-8 with a byte order mark.
+    Rows that are ok come by descending ``by``, then those that failed and those that the network
+    took for no chest, which somebody has to look at too; what else was skipped is left out.
+    ``extra`` are columns of the manifest. The CSV is UTF-8 with a byte order mark.
     """
     columns = list(dict.fromkeys((*COLUMNS, *extra)))
     rows = read(results, columns).to_pylist()
     refuse_input(out, results)
     ok = triage([r for r in rows if r["status"] == "ok"], by)
     listed = ok + [r for r in rows if r["status"] == "failed"]
+    listed += [r for r in rows if r["reason"] == str(Skip.NOT_A_CHEST)]
     try:
         # With the mark Excel knows UTF-8, and without it shows names garbled.
         with out.open("w", newline="", encoding="utf-8-sig") as file:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -198,6 +198,21 @@ class COMiTNet(nn.Module):
             self.disease_decoder(features, positions),
             *self.branches(self.embed(features)),
         )
+
+
+def with_gate(network: COMiTNet, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` of ``network``; with an untrained gate if it is from before there was one.
+
+    That gate says 0.5 of every image, and learns: only its last layer is 0.
+    """
+    if any(name.startswith("gate_branch.") for name in state):
+        return dict(state)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(0)  # the same weights give the same file
+        gate = branch(cast(nn.Linear, network.gate_branch[0]).in_features)
+    nn.init.zeros_(cast(nn.Linear, gate[-1]).weight)
+    nn.init.zeros_(cast(nn.Linear, gate[-1]).bias)
+    return {**state, **{f"gate_branch.{k}": v for k, v in gate.state_dict().items()}}
 
 
 def fold_batch_norm(network: COMiTNet) -> COMiTNet:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from comit.card import OUTPUTS, Card, OperatingPoint
+from comit.card import CLASSES, Card, OperatingPoint
 from comit.console import Console
 from comit.errors import UsageError
 from comit.training.data import UNKNOWN, Cohort, load, read_manifest
@@ -116,7 +116,7 @@ def calibration(
     from sklearn.linear_model import LogisticRegression
 
     found: dict[str, Any] = {}
-    for i, name in enumerate(OUTPUTS):
+    for i, name in enumerate(CLASSES):
         label = labels_of(cohort)[:, i]
         known = label != UNKNOWN
         if len(np.unique(label[known])) < 2:
@@ -141,9 +141,9 @@ def calibration(
 
 
 def calibrated(scores: NDArray[np.float32], calibration: dict[str, Any]) -> NDArray[np.float64]:
-    """(N, 3) scores to shares in [0, 1]; a score that has no calibration stays as it is."""
+    """(N, 4) scores to shares in [0, 1]; a score that has no calibration stays as it is."""
     shares = scores.astype(np.float64)
-    for i, name in enumerate(OUTPUTS):
+    for i, name in enumerate(CLASSES):
         curve = calibration.get(name)
         if curve is None:
             continue
@@ -162,7 +162,7 @@ def out_of_fold(
     device: torch.device,
     console: Console,
 ) -> NDArray[np.float32]:
-    """(N, 3) scores, each by a network that was trained without any image of that patient.
+    """(N, 4) scores, each by a network that was trained without any image of that patient.
 
     The last epoch's weights count: choosing an epoch by the fold it scores would be looking.
     ``work/fold-K`` keeps each run; a fold that is finished is not trained again, one that was
@@ -170,7 +170,7 @@ def out_of_fold(
     """
     assignment = fold_of(cohort, folds, config.seed)
     _claim(work, assignment, config)
-    scores = np.zeros((len(cohort), 3), np.float32)
+    scores = np.zeros((len(cohort), 4), np.float32)
     for fold in range(folds):
         out = work / f"fold-{fold}"
         held = assignment == fold

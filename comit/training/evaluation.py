@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from comit.card import OUTPUTS, Card
+from comit.card import CLASSES, Card
 from comit.results import FOREGROUND
 from comit.training.calibrate import calibrated, labels_of
 from comit.training.data import UNKNOWN, Cohort
@@ -143,7 +143,7 @@ def evaluation(
                     times[:, chosen],
                 )
                 for percent, point in card.operating_points.items()
-                if (cut := getattr(point, OUTPUTS[i], None)) is not None
+                if (cut := getattr(point, CLASSES[i], None)) is not None
             },
         }
     found = {
@@ -338,7 +338,7 @@ def _calibration(
     if card.calibration:
         kinds["calibrated"] = calibrated(predictions.scores, card.calibration)
     found: dict[str, Any] = {}
-    for i, name in enumerate(OUTPUTS):
+    for i, name in enumerate(CLASSES):
         known = labels[:, i] != UNKNOWN
         if len(np.unique(labels[known, i])) < 2:
             continue

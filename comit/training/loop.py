@@ -213,7 +213,7 @@ class Resident(NamedTuple):
             said = teach(teachers, cohort.images, device)
             masks[taught] = said.masks[taught]
             switches[:, :2] = 1
-            labels = (1 - soften) * labels + soften * said.scores
+            labels = (1 - soften) * labels + soften * said.scores[:, :3]
         switches *= label_weights(cohort, balance)
         switches[:, [t - 1 for t in (1, 2, 3, 4) if t not in tasks]] = 0
         host = Resident(
@@ -549,7 +549,7 @@ def teach(
     teachers: Sequence[COMiTNet], images: NDArray[np.float16], device: torch.device
 ) -> Predictions:
     """The teachers' mean scores and masks of (N, 224, 224) images, each also seen mirrored."""
-    scores = np.zeros((len(images), 3), np.float32)
+    scores = np.zeros((len(images), 4), np.float32)
     masks = np.zeros((len(images), 2, *images.shape[1:]), np.float32)
     for teacher in teachers:
         for mirror in (1, -1):

@@ -15,7 +15,7 @@ from comit.training.data import UNKNOWN, Cohort
 class Predictions(NamedTuple):
     """A model's outputs for a cohort."""
 
-    scores: NDArray[np.float32]  # (N, 3): unhealthy, COVID, other
+    scores: NDArray[np.float32]  # (N, 3 or more): unhealthy, COVID, other; a network's chest
     masks: NDArray[np.uint8]  # (N, 2, 224, 224): probability of lung and disease times 255
 
 

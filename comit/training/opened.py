@@ -42,12 +42,13 @@ class Opened:
 def open_network(model: str) -> Opened:
     """``model`` is a training run's folder, an .onnx file of comit's, or "bundled".
 
-    A file in fp16 gives its rounded weights in float32. Raises UsageError and ModelError.
+    A file in fp16 gives its rounded weights in float32, one from before there was a gate an
+    untrained one. Raises UsageError and ModelError.
     """
     path = BUNDLED if model == "bundled" else Path(model)
     if path.is_dir():
         return Opened(load_run(path), run_card(path), path)
-    card, content = open_model(path)
+    card, content = open_model(path, gateless=True)
     return Opened(load_network(content), card, path)
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from comit.bench.machine import machine
-from comit.card import OUTPUTS
+from comit.card import CLASSES
 from comit.console import Console
 from comit.errors import MissingExtra, UsageError
 from comit.model.network import COMiTNet
@@ -311,7 +311,7 @@ def _gradcam(network: COMiTNet, cohort: Cohort, predictions: Predictions) -> Fig
     count = min(EXAMPLES, len(cohort))
     figure, axes = canvas(count, len(tasks), side=2.2)
     for row, task in zip(axes, tasks, strict=True):
-        column = OUTPUTS.index(task)
+        column = CLASSES.index(task)
         chosen = np.argsort(-predictions.scores[:, column], kind="stable")[:count]
         images = cohort.images[chosen].astype(np.float32)
         maps = gradcam(network, torch.from_numpy(images)[:, None], task)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from comit.errors import UsageError
-from comit.model.network import COMiTNet, NetworkConfig
+from comit.model.network import COMiTNet, NetworkConfig, with_gate
 
 WEIGHTS = "weights.safetensors"  # the averaged weights of the best epoch
 CONFIG = "run.json"  # what the weights are: network, schedule, epoch, figures
@@ -31,14 +31,17 @@ def write_description(run: Path, description: dict[str, Any]) -> None:
 
 
 def load_run(run: Path) -> COMiTNet:
-    """The trained network of a run folder, in evaluation mode; raises UsageError."""
+    """The trained network of a run folder, in evaluation mode; raises UsageError.
+
+    Weights from before there was a gate get an untrained one.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     described = read_description(run)
     try:
         model = COMiTNet(replace(NetworkConfig(), **described["network"]))
-        model.load_state_dict(load_file(run / WEIGHTS))
+        model.load_state_dict(with_gate(model, load_file(run / WEIGHTS)))
     except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UsageError(
             f"{run} is not a training run: {WEIGHTS} is missing, damaged or of another network"
