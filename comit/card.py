@@ -32,6 +32,8 @@ class OperatingPoint:
     negatives: dict[str, int] = field(default_factory=dict)  # images behind each threshold
     # 95 % interval of the specificity that each threshold has: [low, high], see calibrate
     interval: dict[str, list[float]] = field(default_factory=dict)
+    # that share of each source: score -> source -> share
+    specificity: dict[str, dict[str, float]] = field(default_factory=dict)
     origin: str = ""  # whose scores these were
 
 

@@ -26,7 +26,7 @@ from comit.training.cli import baselines as command  # noqa: E402
 from comit.training.comparison import ABLATION, BASELINES, compare, measured  # noqa: E402
 from comit.training.crop import box, crop_to_lungs  # noqa: E402
 from comit.training.data import load, read_manifest  # noqa: E402
-from comit.training.loop import Resident  # noqa: E402
+from comit.training.loop import Resident, TrainConfig  # noqa: E402
 from comit.training.metrics import Predictions  # noqa: E402
 from comit.training.rivals import CLASSIFIERS, builder, torchvision  # noqa: E402
 
@@ -47,8 +47,8 @@ def test_the_rows_are_the_papers() -> None:
 
 def test_tasks_left_out_are_switched_off_for_every_image(cohort_manifest: Path) -> None:
     images = load(read_manifest(cohort_manifest)[1:4], cohort_manifest.parent)
-    data = Resident.of(images, torch.device("cpu"), tasks=(1, 4))
-    assert (data.switches > 0).tolist() == [[True, False, False, True]] * 3
+    data = Resident.of(images, torch.device("cpu"), config=TrainConfig(spoil=0.1, tasks=(1, 4)))
+    assert (data.switches > 0).tolist() == [[True, False, False, True, True, False]] * 3
 
 
 def test_figures_are_of_the_tasks_alone() -> None:
@@ -197,7 +197,7 @@ def test_a_crop_holds_the_lungs_and_its_masks_move_with_it() -> None:
     network = COMiTNet(NetworkConfig(width=1 / 64))
     flat = torch.zeros(1, 2)
     network.forward = lambda x: Outputs(  # type: ignore[method-assign]
-        torch.cat([0.5 - x, x - 0.5], dim=1), x.expand(-1, 2, -1, -1), flat, flat
+        torch.cat([0.5 - x, x - 0.5], dim=1), x.expand(-1, 2, -1, -1), flat, flat, flat
     )
     cut = crop_to_lungs(images, network, torch.device("cpu"))
     assert box(images.lung[0] > 0) == (slice(45, 155), slice(15, 125))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from drawn_cohorts import cohort
 
-from comit.card import OperatingPoint
+from comit.card import Gate, OperatingPoint
 from comit.training.metrics import (
     Predictions,
     area_under_roc,
@@ -14,6 +14,7 @@ from comit.training.metrics import (
     classification,
     dice,
     evaluate,
+    gate_of,
     iou,
     operating_points,
     resampled_area,
@@ -51,6 +52,16 @@ def test_threshold_without_negatives_is_refused() -> None:
         threshold(np.zeros(0, np.float32), 90)
 
 
+def test_a_threshold_is_chosen_over_sources_not_over_their_mixture() -> None:
+    low, high = (np.linspace(a, a + 0.2, n, dtype=np.float32) for a, n in ((0.1, 1000), (0.5, 40)))
+    scores, sources = np.concatenate([low, high]), np.array(["many"] * 1000 + ["few"] * 40)
+    assert threshold(scores, 90) < 0.35  # of the mixture: the few may all be flagged
+    cut = threshold(scores, 90, sources)
+    assert np.mean(high < cut) == pytest.approx(0.85)  # the worst source at 90 %
+    tiny = np.append(sources[:-1], "one")  # a source with one negative does not decide
+    assert threshold(np.append(scores[:-1], np.float32(0.99)), 90, tiny) < 0.71
+
+
 def test_operating_points_count_their_negatives_and_fit_the_card() -> None:
     labels = cohort([0] * 20 + [1] * 20, [0] * 30 + [1] * 10, ["a"] * 40)
     scores = np.tile(np.linspace(0, 1, 40, dtype=np.float32)[:, None], (1, 3))
@@ -61,6 +72,7 @@ def test_operating_points_count_their_negatives_and_fit_the_card() -> None:
     assert np.mean(scores[:20, 0] < point.unhealthy) == pytest.approx(0.9)
     assert np.mean(scores[:30, 1] < point.covid) == pytest.approx(0.9)
     assert points["99"]["unhealthy"] > point.unhealthy
+    assert point.specificity == {"unhealthy": {"a": 0.9}, "covid": {"a": 0.9}}
 
 
 def test_within_source_covid_is_against_other_disease_and_comes_first() -> None:
@@ -138,3 +150,52 @@ def test_baselines_of_the_real_test_split(shared: Path) -> None:
     assert figures["unhealthy_auc_mixed"] == pytest.approx(0.80, abs=0.01)
     assert figures["lung_iou"] == pytest.approx(0.73, abs=0.01)
     assert figures["disease_dice_within_covid-chestxray"] == pytest.approx(0.52, abs=0.01)
+
+
+def test_lungs_are_not_compared_where_the_outline_says_nothing() -> None:
+    labels = cohort([0], [0], ["jsrt"])
+    labels.has_lung[:] = True
+    labels.lung[0, :100] = 1
+    labels.ignore[0, :, 112:] = 1
+    said = np.zeros((1, 224, 224), bool)
+    said[0, :100, :112] = True  # as drawn on the left; nothing on the right, which is ignored
+    nothing = np.zeros_like(said)
+    figures = segmentation(said, nothing, labels)
+    assert figures["lung_iou"] == figures["lung_iou_within_jsrt"] == 1
+    labels.ignore[:] = 0
+    assert segmentation(said, nothing, labels)["lung_iou"] == 0.5
+
+
+def test_a_mask_known_to_be_empty_may_mark_a_hundredth_of_the_lungs() -> None:
+    labels = cohort([0, 0, 0], [0, 0, 0], ["siim"] * 3)
+    labels.has_disease[:2] = True  # of the third nobody knows
+    lung, disease = np.zeros((2, 3, 224, 224), bool)
+    lung[:, :100] = True
+    disease[0, 0] = True  # 1 of 100 rows
+    disease[1, :2] = True
+    disease[0, 150:] = True  # outside the lungs
+    figures = segmentation(lung, disease, labels)
+    assert figures["disease_empty"] == figures["disease_empty_within_siim"] == 0.5
+    assert "disease_dice" not in figures
+
+
+def test_covid_is_told_from_healthy_within_a_source_that_has_both() -> None:
+    labels = cohort([0, 0, 1, 1, 0], [0, 0, 1, 1, 0], ["siim"] * 4 + ["other"])
+    scores = np.array([[0, s, 0, s] for s in (0.1, 0.8, 0.7, 0.9, 0.5)], np.float32)
+    figures = classification(scores, labels)
+    assert figures["covid_auc_with_healthy_within_siim"] == 0.75
+    assert "covid_auc_with_healthy_within_other" not in figures and "gate_auc" not in figures
+
+
+def test_the_gates_threshold_keeps_the_worst_source_and_leaves_room() -> None:
+    chests = np.array([0.9] * 400 + [0.6] + [0.8] * 9, np.float32)
+    sources = np.array(["many"] * 400 + ["few"] * 10)
+    others = np.array([0.1] * 98 + [0.95] * 2, np.float32)
+    found = gate_of(chests, sources, others, np.array(["hand"] * 50 + ["page"] * 50))
+    assert 0.1 < found["threshold"] < 0.6
+    assert found["kept"] == {"few": 1, "many": 1}
+    assert found["rejected"] == {"hand": 1, "page": 0.96}
+    assert found["images"] == {"few": 10, "many": 400, "hand": 50, "page": 50}
+    close = gate_of(chests, sources, np.full(100, 0.7, np.float32), np.array(["hand"] * 100))
+    assert close["threshold"] == pytest.approx(0.6) and close["rejected"] == {"hand": 0}
+    assert Gate(**found).threshold == found["threshold"]

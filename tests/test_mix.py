@@ -53,6 +53,7 @@ def targets(n: int, seed: int, switches: list[list[float]]) -> Targets:
         disease=torch.rand(n, 32, 32, generator=numbers),
         unhealthy=torch.rand(n, generator=numbers),
         findings=torch.rand(n, 2, generator=numbers),
+        chest=torch.rand(n, generator=numbers),
         switches=torch.tensor(switches),
         taught=torch.tensor([[True, False]] * n),
     )
@@ -60,18 +61,18 @@ def targets(n: int, seed: int, switches: list[list[float]]) -> Targets:
 
 def test_images_masks_and_labels_are_mixed_alike_and_unknown_stays_unknown() -> None:
     first, second = torch.rand(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
-    ours = targets(2, 0, [[1, 1, 2, 0], [1, 1, 1, 1]])
-    theirs = targets(2, 1, [[1, 0, 1, 1], [1, 1, 1, 1]])._replace(
+    ours = targets(2, 0, [[1, 1, 2, 0, 1, 1], [1] * 6])
+    theirs = targets(2, 1, [[1, 0, 1, 1, 1, 1], [1] * 6])._replace(
         taught=torch.tensor([[False, False], [True, True]])
     )
     share = torch.tensor([0.25, 1.0])
     images, both = mixed((first, second), (ours, theirs), share)
     assert torch.allclose(images[0], 0.25 * first[0] + 0.75 * second[0])
     assert torch.equal(images[1], first[1])
-    for name in ("lung", "disease", "unhealthy", "findings"):
+    for name in ("lung", "disease", "unhealthy", "findings", "chest"):
         a, b, c = (getattr(t, name) for t in (ours, theirs, both))
         assert torch.allclose(c[0], 0.25 * a[0] + 0.75 * b[0]) and torch.equal(c[1], a[1])
-    assert both.switches.tolist() == [[1, 0, 1.25, 0], [1, 1, 1, 1]]
+    assert both.switches.tolist() == [[1, 0, 1.25, 0, 1, 1], [1] * 6]
     assert both.taught is not None
     assert both.taught.tolist() == [[True, False], [True, True]]
 
@@ -80,7 +81,7 @@ def test_the_loss_of_mixed_labels_is_the_mixture_of_the_losses() -> None:
     # Cross entropy is linear in the label, so for equal weights the two ways agree.
     torch.manual_seed(0)
     outputs = COMiTNet(NetworkConfig(width=1 / 64)).eval()(torch.rand(1, 1, 32, 32))
-    ours, theirs = targets(1, 0, [[1, 1, 1, 1]]), targets(1, 1, [[1, 1, 1, 1]])
+    ours, theirs = targets(1, 0, [[1] * 6]), targets(1, 1, [[1] * 6])
     _, both = mixed((torch.zeros(1), torch.zeros(1)), (ours, theirs), torch.tensor([0.3]))
     expected = 0.3 * losses(outputs, ours) + 0.7 * losses(outputs, theirs)
     assert torch.allclose(losses(outputs, both), expected, atol=1e-6)

@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,7 +24,7 @@ from comit.errors import ModelError, UsageError
 from comit.model.network import COMiTNet, NetworkConfig
 from comit.training.cli import train as command
 from comit.training.curves import draw_curves
-from comit.training.data import load, read_manifest
+from comit.training.data import load, read_gate, read_manifest
 from comit.training.loop import (
     Resident,
     TrainConfig,
@@ -254,7 +255,10 @@ def test_balanced_groups_weigh_the_same(manifest: Path) -> None:
         sums[group] = sums.get(group, 0) + weights[i, 2]
     assert len(sums) == 4 and np.ptp(list(sums.values())) < 1e-5
     assert weights[1:, 2].mean() == pytest.approx(1)  # the first image has no label
-    assert (weights[:, :2] == 1).all()
+    assert (weights[:, 5] == 1).all()
+    boxed = cohort.has_lung
+    sums = [weights[boxed & (cohort.source == s), 0].sum() for s in "ab"]
+    assert sums[0] == pytest.approx(sums[1]) and (weights[~boxed, 0] == 1).all()
 
 
 def test_teachers_soften_class_labels_by_their_share(manifest: Path) -> None:
@@ -263,7 +267,7 @@ def test_teachers_soften_class_labels_by_their_share(manifest: Path) -> None:
     image = torch.from_numpy(cohort.images).float()[:, None]
     with torch.no_grad():
         said = (teacher(image).scores() + teacher(image.flip(3)).scores()) / 2
-    data = Resident.of(cohort, torch.device("cpu"), [teacher], soften=0.25)
+    data = Resident.of(cohort, torch.device("cpu"), [teacher], TrainConfig(soften=0.25))
     assert data.unhealthy.item() == pytest.approx(0.75 + 0.25 * said[0, 0].item(), abs=1e-3)
     assert data.findings[0, 1].item() == pytest.approx(0.25 * said[0, 2].item(), abs=1e-3)
 
@@ -318,7 +322,7 @@ def test_one_cycle_rises_to_the_learning_rate_and_falls(manifest: Path, tmp_path
 def test_unknown_labels_are_switched_off(manifest: Path) -> None:
     cohort = load(read_manifest(manifest)[:2], manifest.parent)
     data = Resident.of(cohort, torch.device("cpu"))
-    assert data.switches.tolist() == [[0, 0, 0, 0], [1, 1, 1, 1]]
+    assert data.switches.tolist() == [[0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]]
     batch = data.batch(torch.tensor([1]), torch.device("cpu"))
     assert batch.unhealthy.tolist() == [1] and batch.findings.tolist() == [[1, 0]]
 
@@ -328,11 +332,11 @@ def test_teachers_give_the_masks_that_an_image_lacks(manifest: Path) -> None:
     teacher = COMiTNet(NetworkConfig(width=1 / 64)).eval()
     data = Resident.of(cohort, torch.device("cpu"), [teacher])
     assert data.taught.tolist() == [[True, True], [False, False]]
-    assert data.switches.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert data.switches.tolist() == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]]
     image = torch.from_numpy(cohort.images[:1]).float()[None]
     with torch.no_grad():
         said = teacher(image).masks() / 2 + teacher(image.flip(3)).masks().flip(3) / 2
-    assert torch.allclose(data.masks[0] / 255, said[0], atol=0.01)
+    assert torch.allclose(data.masks[0, :2] / 255, said[0], atol=0.01)
     assert torch.equal(data.masks[1, 0], torch.from_numpy(cohort.lung[1]) * 255)
 
 
@@ -441,4 +445,43 @@ def test_the_command_trains_and_prints_baselines(manifest: Path, tmp_path: Path)
     assert f"comit export onnx {out} --out {out}.onnx" in done.stdout
     training = json.loads((out / "run.json").read_text())["training"]
     assert (training["seed"], training["learning_rate"], training["ema"]) == (3, 0.002, 0.995)
-    assert training["loss"] == {"mean": True, "disease_weight": 4.0, "mask_weight": 2.0}
+    assert training["loss"] == {
+        "mean": True,
+        "disease_weight": 4.0,
+        "mask_weight": 2.0,
+        "overlap": 0.0,
+    }
+
+
+def test_pictures_for_the_gate_teach_it_and_nothing_else(manifest: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    listed = []
+    for i, split in enumerate(["train", "train", "val", "test"]):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), rng.integers(0, 256, (100, 80), np.uint8))
+        listed.append({"path": f"{i}.png", "split": split, "kind": "hand"})
+    pq.write_table(pa.Table.from_pylist(listed), tmp_path / "gate.parquet")
+    found = read_gate(tmp_path / "gate.parquet")
+    cohort = load(found[:2], manifest.parent)
+    assert not cohort.chest.any() and (cohort.source == "hand").all()
+    assert (cohort.switches()[:, :5] == 0).all() and (cohort.switches()[:, 5] == 1).all()
+    described = train(
+        manifest,
+        tmp_path / "run",
+        replace(TINY, spoil=0.2),
+        device="cpu",
+        gate=tmp_path / "gate.parquet",
+        console=QUIET,
+    )
+    assert 0 <= described["val"]["gate_auc"] <= 1
+    assert not any("hand" in name for name in described["val"])
+    assert all(float(line["loss_gate"]) > 0 for line in lines(tmp_path / "run"))
+    pq.write_table(pa.table({"path": ["a"], "split": ["train"]}), tmp_path / "bad.parquet")
+    with pytest.raises(UsageError, match=r"bad\.parquet lacks the column 'kind'"):
+        read_gate(tmp_path / "bad.parquet")
+
+
+def test_a_report_s_text_is_believed_less_than_a_reader(manifest: Path) -> None:
+    cohort = load(read_manifest(manifest)[:3], manifest.parent)  # unknown, sick, healthy
+    cohort = replace(cohort, basis=np.array(["", "text of the report", "two physicians"]))
+    data = Resident.of(cohort, torch.device("cpu"), config=TrainConfig(smooth=0.2))
+    assert data.unhealthy[1:].tolist() == pytest.approx([0.9, 0.0])

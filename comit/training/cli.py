@@ -99,6 +99,11 @@ def recipe_config(recipe: str, given: dict[str, Any]) -> TrainConfig:
     help="Network, named as for --init, whose masks stand in where an image has none; may be "
     "repeated.",
 )
+@click.option(
+    "--gate",
+    type=MANIFEST,
+    help="Parquet manifest of pictures that are no frontal chest radiograph: path, split, kind.",
+)
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of RUN.")
 @click.option("--test", is_flag=True, help="Report on test as well, once all choices are made.")
 @WORKERS
@@ -109,6 +114,7 @@ def train(
     device: str,
     init: Path | None,
     teachers: tuple[Path, ...],
+    gate: Path | None,
     resume: bool,
     test: bool,
     workers: int | None,
@@ -137,6 +143,7 @@ def train(
         device=device,
         init=init,
         teachers=teachers,
+        gate=gate,
         resume=resume,
         test=test,
         workers=workers or usable_cores(),

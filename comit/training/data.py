@@ -30,11 +30,15 @@ class Cohort:
 
     images: NDArray[np.float16]  # (N, 224, 224) in [0, 1], as comit.preprocess gives them
     lung: NDArray[np.uint8]  # (N, 224, 224) in {0, 1}
-    disease: NDArray[np.uint8]  # (N, 224, 224) in {0, 1}
+    disease: NDArray[np.uint8]  # (N, 224, 224) in {0, 1}; all 0 where known to be empty
+    ignore: NDArray[np.uint8]  # (N, 224, 224) in {0, 1}: here the lungs' outline says nothing
     has_lung: NDArray[np.bool_]  # (N,)
     has_disease: NDArray[np.bool_]  # (N,)
     unhealthy: NDArray[np.int8]  # (N,) in {-1, 0, 1}
     findings: NDArray[np.int8]  # (N, 2) in {-1, 0, 1}: COVID, other disease
+    chest: NDArray[np.int8]  # (N,) in {0, 1}: whether it is a frontal chest radiograph
+    shape: NDArray[np.int32]  # (N, 2) rows and columns of the picture as it was stored
+    basis: NDArray[np.str_]  # (N,) where the labels come from; empty where unknown
     source: NDArray[np.str_]  # (N,) the data set each came from
     patient: NDArray[np.str_]  # (N,) its own name where the manifest names no patient
     view: NDArray[np.str_]  # (N,) PA, AP, ...; empty where unknown
@@ -43,12 +47,16 @@ class Cohort:
         return len(self.images)
 
     def switches(self) -> NDArray[np.float32]:
-        """(N, 4) in {0, 1}: T_1i to T_4i of the paper's equation 8."""
+        """(N, 6) in {0, 1}: T_1i to T_3i of the paper's equation 8, COVID and other, gate.
+
+        The paper has one switch, T_4i, for COVID and other; here one may be known alone.
+        """
         known = [
             self.has_lung,
             self.has_disease,
             self.unhealthy != UNKNOWN,
-            (self.findings != UNKNOWN).all(axis=1),
+            *(self.findings != UNKNOWN).T,
+            np.ones(len(self), np.bool_),
         ]
         return np.stack(known, axis=1).astype(np.float32)
 
@@ -72,8 +80,10 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
 
     ``path`` (relative to the manifest), ``split`` (train, val, test), ``healthy``, ``covid``,
     ``other`` (booleans or null); optional: ``source``, ``patient_id``, ``view``, ``lung_boxes`` and
-    ``disease_boxes`` (lists of [x, y, w, h] in pixels of the image), ``lung_mask`` and
-    ``disease_mask`` (paths).
+    ``disease_boxes`` (lists of [x, y, w, h] in pixels of the image; an empty list says that there
+    is none, null that nobody looked), ``lung_mask``, ``disease_mask`` and ``ignore_mask`` (paths;
+    the last is where the lungs' outline says nothing), ``label_basis`` (where the labels come
+    from).
     """
     import pyarrow as pa
 
@@ -94,6 +104,36 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = table.to_pylist()
     check_splits(rows, path)
     return rows
+
+
+def read_gate(path: Path) -> list[dict[str, Any]]:
+    """Rows of a Parquet manifest of pictures that are no frontal chest radiograph.
+
+    ``path`` (relative to the manifest), ``split`` (train, val, test) and ``kind`` (hand, ...).
+    They come back as rows of :func:`read_manifest` with absolute paths, all labels unknown and
+    ``chest`` false; the kind is their source. Raises UsageError.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"{path} cannot be read as a Parquet manifest") from error
+    if missing := [c for c in ("path", "split", "kind") if c not in table.column_names]:
+        raise UsageError(f"{path} lacks the column {missing[0]!r} that a gate's manifest needs")
+    unknown = dict.fromkeys(("healthy", "covid", "other"))
+    root = path.resolve().parent
+    return [
+        {
+            "path": str(root / row["path"]),
+            "split": row["split"],
+            "source": row["kind"],
+            "chest": False,
+            **unknown,
+        }
+        for row in table.select(["path", "split", "kind"]).to_pylist()
+    ]
 
 
 def check_splits(rows: Iterable[dict[str, Any]], where: Path) -> None:
@@ -132,26 +172,31 @@ def load(
             shape = samples.shape
             lung = _annotation(row.get("lung_boxes"), row.get("lung_mask"), root, shape)
             disease = _annotation(row.get("disease_boxes"), row.get("disease_mask"), root, shape)
+            ignore = _annotation(None, row.get("ignore_mask"), root, shape)
         except (OSError, ItemError) as error:
             reason = error.reason if isinstance(error, ItemError) else "not readable"
             raise UsageError(f"{row['path']}: {reason}; leave it out of the manifest") from error
         progress()
-        return pixels.astype(np.float16), lung, disease
+        return pixels.astype(np.float16), lung, disease, ignore, np.array(shape[:2], np.int32)
 
     with ThreadPoolExecutor(workers) as pool:
         arrays = list(pool.map(one, rows))
     empty = np.zeros((SIZE, SIZE), np.uint8)
-    masks = [[empty if m.size == 0 else m for m in (a[1], a[2])] for a in arrays]
+    masks = [[empty if m.size == 0 else m for m in a[1:4]] for a in arrays]
     label = {None: UNKNOWN, False: 0, True: 1}
     healthy = np.array([label[r["healthy"]] for r in rows], np.int8)
     return Cohort(
         images=np.stack([a[0] for a in arrays]),
         lung=np.stack([m[0] for m in masks]),
         disease=np.stack([m[1] for m in masks]),
+        ignore=np.stack([m[2] for m in masks]),
         has_lung=np.array([a[1].size > 0 for a in arrays]),
         has_disease=np.array([a[2].size > 0 for a in arrays]),
         unhealthy=np.where(healthy == UNKNOWN, UNKNOWN, 1 - healthy).astype(np.int8),
         findings=np.array([[label[r["covid"]], label[r["other"]]] for r in rows], np.int8),
+        chest=np.array([r.get("chest", True) for r in rows], np.int8),
+        shape=np.stack([a[4] for a in arrays]),
+        basis=np.array([r.get("label_basis") or "" for r in rows]),
         source=np.array([r.get("source") or "" for r in rows]),
         patient=np.array([str(r.get("patient_id") or r["path"]) for r in rows]),
         view=np.array([r.get("view") or "" for r in rows]),

@@ -2,6 +2,8 @@
 
 A figure here is a dictionary: ``value``, ``low`` and ``high`` (95 %, by resampling patients) and
 ``no_model``, what the source's name and a fixed mask give. All are shares in [0, 1]; None is 0 / 0.
+Beside the area under each ROC curve stands that of picture statistics (:mod:`.statistics`), and by
+how much the model is better, paired by patient.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from comit.training.metrics import (
     threshold,
     without_model,
 )
+from comit.training.statistics import from_statistics
 
 PAPER = {  # figure -> what the paper has for it, on its own test set, and where
     ("covid, sources mixed", "sensitivity_at_90"): (0.9680, "table 4"),
@@ -44,6 +47,9 @@ PAPER = {  # figure -> what the paper has for it, on its own test set, and where
 }
 
 
+FRACTION = 4  # behind the four scores
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """How intervals are made."""
@@ -57,8 +63,9 @@ class Question(NamedTuple):
     """One yes or no that a score answers, over the images that it concerns."""
 
     name: str
-    score: int  # column of the scores
+    score: int  # column of the scores; FRACTION for the share of the lungs that is diseased
     chosen: NDArray[np.bool_]  # (N,)
+    label: int  # column of the labels
 
 
 def questions(cohort: Cohort) -> Iterator[Question]:
@@ -72,7 +79,7 @@ def questions(cohort: Cohort) -> Iterator[Question]:
     views = {"PA": cohort.view == "PA", "AP": np.char.startswith(cohort.view, "AP")}
     sources = sorted(set(cohort.source.tolist()))
     asked = [
-        Question(f"covid against other disease, within {s}", 1, sick & (cohort.source == s))
+        Question(f"covid against other disease, within {s}", 1, sick & (cohort.source == s), 1)
         for s in sources
     ]
     for s in sources:
@@ -81,21 +88,31 @@ def questions(cohort: Cohort) -> Iterator[Question]:
                 f"covid against other disease, within {s}, {view}",
                 1,
                 sick & (cohort.source == s) & here,
+                1,
             )
             for view, here in views.items()
         ]
     for i, name in ((0, "unhealthy"), (1, "covid"), (2, "other")):
         known = labels[:, i] != UNKNOWN
-        within = [(f"within {s}", cohort.source == s) for s in sources] if i == 0 else []
+        within = [(f"within {s}", cohort.source == s) for s in sources] if i < 2 else []
         everywhere = [("sources mixed", np.ones(len(cohort), np.bool_))]
         for place, here in within + everywhere:
-            asked.append(Question(f"{name}, {place}", i, known & here))
+            asked.append(Question(f"{name}, {place}", i, known & here, i))
             asked += [
-                Question(f"{name}, {place}, {view}", i, known & here & seen)
+                Question(f"{name}, {place}, {view}", i, known & here & seen, i)
                 for view, seen in views.items()
             ]
+    asked += [
+        Question(
+            f"covid by disease_fraction, within {s}",
+            FRACTION,
+            covid_known & (cohort.source == s),
+            1,
+        )
+        for s in sources
+    ]
     for question in asked:
-        if len(np.unique(labels[question.chosen, question.score])) == 2:
+        if len(np.unique(labels[question.chosen, question.label])) == 2:
             yield question
 
 
@@ -108,32 +125,38 @@ def evaluation(
 ) -> dict[str, Any]:
     """All figures on ``cohort``; ``train`` is what the no-model baselines are made from.
 
-    Keys: ``questions`` (name -> counts, ``figures``, ``at`` each operating point of the card: their
-    ``no_model`` is its score cut at the same specificity on these very images), ``masks`` (figure
-    -> ...; over all images and per source; those of disease with ``whole_lung``, what the lungs
-    give that are annotated, else seen), ``calibration``, ``paper`` (rows of figure, ours, no
-    model, the paper's), ``images``, ``patients``. JSON throughout.
+    Keys: ``questions`` (name -> counts, ``figures``, ``statistics``: the ``auc`` of picture
+    statistics and what the model has ``over`` it, as a figure; ``at`` each operating point of the
+    card: their ``no_model`` is its score cut at the same specificity on these very images),
+    ``masks`` (figure -> ...; over all images and per source; those of disease with
+    ``whole_lung``, what the lungs give that are annotated, else seen), ``calibration``, ``paper``
+    (rows of figure, ours, no model, the paper's), ``images``, ``patients``. JSON throughout.
     """
     config = config or EvaluationConfig()
     labels = labels_of(cohort)
     without = without_model(train, cohort)
     draws = resampled(cohort.patient, config)
     times = _counts(draws, len(cohort))
+    statistics = from_statistics(train, cohort)
+    ours, theirs = (with_fraction(p) for p in (predictions, without))
     asked: dict[str, Any] = {}
     for question in questions(cohort):
-        chosen, i = question.chosen, question.score
-        truth, said, guessed = (v[chosen, i] for v in (labels, predictions.scores, without.scores))
+        chosen, i, label = question.chosen, question.score, question.label
+        truth, said, guessed = labels[chosen, label], ours[chosen, i], theirs[chosen, i]
         asked[question.name] = {
             "positives": int((truth == 1).sum()),
             "negatives": int((truth == 0).sum()),
             "patients": len(np.unique(cohort.patient[chosen])),
             "figures": _with_intervals(
                 _curve_figures,
-                labels[:, i],
-                predictions.scores[:, i],
-                without.scores[:, i],
+                labels[:, label],
+                ours[:, i],
+                theirs[:, i],
                 chosen,
                 draws,
+            ),
+            "statistics": _over(
+                truth, said, statistics[chosen, label].astype(np.float32), times[:, chosen]
             ),
             "at": {
                 percent: _decided(
@@ -143,7 +166,7 @@ def evaluation(
                     times[:, chosen],
                 )
                 for percent, point in card.operating_points.items()
-                if (cut := getattr(point, CLASSES[i], None)) is not None
+                if i < len(CLASSES) and (cut := getattr(point, CLASSES[i], None)) is not None
             },
         }
     found = {
@@ -155,6 +178,17 @@ def evaluation(
     }
     found["paper"] = _beside_the_paper(found)
     return found
+
+
+def with_fraction(predictions: Predictions) -> NDArray[np.float32]:
+    """(N, 5): the scores and the share of the lungs that is diseased, 0 without lungs."""
+    lung, disease = np.moveaxis(predictions.masks >= FOREGROUND, 1, 0)
+    lungs = np.count_nonzero(lung, axis=(1, 2))
+    inside = np.count_nonzero(lung & disease, axis=(1, 2))
+    share = (inside / np.maximum(lungs, 1)).astype(np.float32)
+    scores = np.zeros((len(share), FRACTION), np.float32)
+    scores[:, : predictions.scores.shape[1]] = predictions.scores
+    return np.column_stack([scores, share])
 
 
 def intervals(
@@ -263,6 +297,16 @@ def _with_intervals(
         if len(np.unique(labels[here])) == 2:
             drawn.append(measure(labels[here], scores[here]))
     return {k: _figure(v, [d[k] for d in drawn], theirs[k]) for k, v in ours.items()}
+
+
+def _over(
+    labels: NDArray[Any], ours: NDArray[Any], theirs: NDArray[Any], times: NDArray[np.int64]
+) -> dict[str, Any]:
+    """The AUC of other scores of the same images, and by how much ours is above it."""
+    first, second = (area_under_roc(labels, s) for s in (ours, theirs))
+    drawn = resampled_area(labels, ours, times) - resampled_area(labels, theirs, times)
+    low, high = interval_of(drawn) or (None, None)
+    return {"auc": second, "over": {"value": first - second, "low": low, "high": high}}
 
 
 def _decided(

@@ -27,14 +27,17 @@ from comit.model.network import COMiTNet, NetworkConfig, load_vgg16
 from comit.training.adversary import Adversary, origins
 from comit.training.augment import Augmentation, augment
 from comit.training.curves import CURVES, draw_curves
-from comit.training.data import Cohort, load, read_manifest
+from comit.training.data import Cohort, load, read_gate, read_manifest
 from comit.training.metrics import Predictions, evaluate
 from comit.training.mix import Partners, mixed
 from comit.training.opened import network_of
 from comit.training.runs import WEIGHTS, replace_file, write_description
+from comit.training.spoil import draw, spoil
 
 CHECKPOINT = "checkpoint.pt"  # everything needed to go on
 METRICS = "metrics.csv"  # an epoch a line
+TERMS = ("loss_lung", "loss_disease", "loss_health", "loss_findings", "loss_gate")
+SWITCHES = {1: [0], 2: [1], 3: [2], 4: [3, 4], 5: [5]}  # of a task: columns of the switches
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ class TrainConfig:
     balance: float = 0.0  # how far labels weigh the same within and across sources; 1 is wholly
     small: int = 224  # side of the images in the first ``small_epochs``; a multiple of 32
     soften: float = 0.0  # share of the teachers' scores in the class labels
-    tasks: tuple[int, ...] = (1, 2, 3, 4)  # of the paper's t1 to t4, those that are learned
+    smooth: float = 0.0  # how far a text report's healthy/unhealthy label moves towards one half
+    tasks: tuple[int, ...] = (1, 2, 3, 4, 5)  # of the paper's t1 to t4 and the gate
+    spoil: float = 0.0  # share of the images made into what the gate rejects, see :mod:`.spoil`
     small_epochs: int = 0  # no figures on val in these: the weights are on their way
     adversary: float = 0.0  # how much the encoder unlearns the source, see :mod:`.adversary`
     mix: float = 0.0  # both parameters of the Beta distribution of :mod:`.mix`; 0 mixes nothing
@@ -84,6 +89,9 @@ class TrainConfig:
             small=128,
             small_epochs=28,
             augmentation=Augmentation.strong(),
+            loss=LossConfig(disease_weight=2.0, overlap=0.5),
+            smooth=0.2,
+            spoil=0.1,
         )
 
     @staticmethod
@@ -114,6 +122,7 @@ def train(
     device: str = "auto",
     init: Path | None = None,
     teachers: Sequence[Path] = (),
+    gate: Path | None = None,
     resume: bool = False,
     test: bool = False,
     workers: int = 2,
@@ -130,7 +139,9 @@ def train(
     go on from with another recipe, as :func:`.opened.network_of` takes it: an earlier run, an
     .onnx file of comit's, or "bundled". ``teachers`` are such networks: masks that an image lacks
     are taken from them, so that every image trains both decoders, and a share ``config.soften`` of
-    the class labels. With ``resume`` it goes on from the last finished epoch and gives, on a CPU
+    the class labels. ``gate`` is a manifest of pictures that are no frontal chest radiograph
+    (:func:`.data.read_gate`); without one, and with ``config.spoil`` 0, the gate is not trained.
+    With ``resume`` it goes on from the last finished epoch and gives, on a CPU
     bit for bit, the weights of a run
     that was not interrupted: every random number derives from the seed and the epoch. (The number
     of threads has to be the same too: it decides the order of sums.)
@@ -150,6 +161,8 @@ def train(
     if not resume and checkpoint.exists():
         raise UsageError(f"{out} already holds a run; add --resume, or choose another --out")
     rows = splits(read_manifest(manifest), manifest)
+    for row in read_gate(gate) if gate is not None else ():
+        rows.setdefault(row["split"], []).append(row)
     if not test:
         rows.pop("test", None)
     cohorts = load_splits(rows, manifest, workers, console)
@@ -181,10 +194,11 @@ class Resident(NamedTuple):
     """A cohort as tensors, on the device where it fits there, else in host memory."""
 
     images: Tensor  # (N, 224, 224) float16
-    masks: Tensor  # (N, 2, 224, 224) uint8: lung, disease; probability times 255
+    masks: Tensor  # (N, 3, 224, 224) uint8: lung, disease, ignore; probability times 255
     unhealthy: Tensor  # (N,) float32 in [0, 1]; 0 where unknown, as its switch says
     findings: Tensor  # (N, 2) float32 in [0, 1]; 0 where unknown
-    switches: Tensor  # (N, 4) float32
+    chest: Tensor  # (N,) float32 in {0, 1}
+    switches: Tensor  # (N, 6) float32
     taught: Tensor  # (N, 2) bool: the mask is the teachers'
     origin: Tensor  # (N,) int64: see :func:`.adversary.origins`
 
@@ -193,34 +207,41 @@ class Resident(NamedTuple):
         cohort: Cohort,
         device: torch.device,
         teachers: Sequence[COMiTNet] = (),
-        balance: float = 0.0,
-        soften: float = 0.0,
-        tasks: Sequence[int] = (1, 2, 3, 4),
+        config: TrainConfig | None = None,
     ) -> Resident:
-        """200 kB an image; at most half of the GPU's free memory is taken.
+        """250 kB an image; at most half of the GPU's free memory is taken.
 
-        With ``teachers``, a mask that an image lacks is the mean of theirs, and each class label
-        moves towards the mean of their scores by the share ``soften``. ``balance`` weighs the
-        class labels, see :func:`label_weights`. A task that is not in ``tasks`` is switched off
-        for all.
+        With ``teachers``, a mask that a chest lacks is the mean of theirs, and each class label
+        moves towards the mean of their scores by the share ``config.soften``. ``config.balance``
+        weighs the labels, see :func:`label_weights`; ``config.smooth`` moves a healthy/unhealthy
+        label read from a report's text towards one half. A task that is not in ``config.tasks``
+        is switched off for all, as is the gate where nothing is to be rejected.
         """
-        masks = np.stack([cohort.lung, cohort.disease], axis=1) * np.uint8(255)
+        config = config or TrainConfig()
+        masks = np.stack([cohort.lung, cohort.disease, cohort.ignore], axis=1) * np.uint8(255)
         switches = cohort.switches()
         taught = np.zeros((len(cohort), 2), np.bool_)
         labels = np.column_stack([cohort.unhealthy, cohort.findings]).clip(0).astype(np.float32)
         if teachers:
-            taught = switches[:, :2] == 0
+            taught = (switches[:, :2] == 0) & (cohort.chest == 1)[:, None]
             said = teach(teachers, cohort.images, device)
-            masks[taught] = said.masks[taught]
-            switches[:, :2] = 1
-            labels = (1 - soften) * labels + soften * said.scores[:, :3]
-        switches *= label_weights(cohort, balance)
-        switches[:, [t - 1 for t in (1, 2, 3, 4) if t not in tasks]] = 0
+            masks[:, :2][taught] = said.masks[taught]
+            switches[:, :2][taught] = 1
+            labels = (1 - config.soften) * labels + config.soften * said.scores[:, :3]
+        doubted = np.char.startswith(cohort.basis, "text")
+        labels[doubted, 0] += config.smooth * (0.5 - labels[doubted, 0])
+        switches *= label_weights(cohort, config.balance)
+        if not config.spoil and cohort.chest.all():
+            switches[:, SWITCHES[5]] = 0
+        for task, columns in SWITCHES.items():
+            if task not in config.tasks:
+                switches[:, columns] = 0
         host = Resident(
             images=torch.from_numpy(cohort.images),
             masks=torch.from_numpy(masks),
             unhealthy=torch.from_numpy(labels[:, 0].astype(np.float32)),
             findings=torch.from_numpy(labels[:, 1:].astype(np.float32)),
+            chest=torch.from_numpy(cohort.chest.astype(np.float32)),
             switches=torch.from_numpy(switches),
             taught=torch.from_numpy(taught),
             origin=torch.from_numpy(origins(cohort)),
@@ -261,11 +282,10 @@ class Trainer:
             "validation images": val.sha256(),
             "teachers": [weights_sha256(n) for n in networks],
         }
-        self.data = Resident.of(
-            train, device, networks, config.balance, config.soften, config.tasks
-        )
+        self.data = Resident.of(train, device, networks, config)
+        self.drawings = draw(config.seed) if config.spoil and 5 in config.tasks else None
         torch.manual_seed(config.seed)
-        images = train.images.astype(np.float32)
+        images = train.images[train.chest == 1].astype(np.float32)
         network = NetworkConfig(
             config.width, round(float(images.mean()), 4), round(float(images.std()), 4)
         )
@@ -320,12 +340,14 @@ class Trainer:
             self._checkpoint()
 
     def _epoch(self) -> list[float]:
-        """One pass over the training images; mean of the four loss terms."""
+        """One pass over the training images; mean of the loss terms."""
         config, generator = self.config, torch.Generator()
         generator.manual_seed(config.seed * 1_000_003 + self.epoch)
         torch.manual_seed(config.seed * 1_000_003 + self.epoch)  # of dropout, which rivals have
         order = torch.randperm(len(self.train), generator=generator)
-        sums = torch.zeros(4, device=self.device)  # read once an epoch: reading waits for the GPU
+        sums = torch.zeros(
+            len(TERMS), device=self.device
+        )  # read once an epoch: reading waits for the GPU
         self.model.train()
         label = f"epoch {self.epoch + 1}/{config.epochs}"
         with self.console.progress(label, self.steps) as step:
@@ -356,27 +378,31 @@ class Trainer:
     def _batch(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Targets]:
         """(N, 1, 224, 224) varied images, channels last, and their labels, on the device."""
         batch = self.data.batch(chosen, self.device)
-        images, masks = augment(
-            batch.images.float()[:, None],
-            batch.masks.float() / 255,
-            self.config.augmentation,
-            generator,
-        )
-        if self.epoch < self.config.small_epochs:
+        images, masks = batch.images.float()[:, None], batch.masks.float() / 255
+        chest, switches = batch.chest, batch.switches
+        if self.drawings is not None:  # before they vary: what is spoilt varies too
+            images, spoilt = spoil(images, self.config.spoil, self.drawings, generator)
+            chest = torch.where(spoilt, 0, chest)
+            others = switches * torch.tensor([0.0] * 5 + [1.0], device=self.device)
+            switches = torch.where(spoilt[:, None], others, switches)
+        if self.epoch < self.config.small_epochs:  # first: varying them then costs a third
             images, masks = (F.adaptive_avg_pool2d(x, self.config.small) for x in (images, masks))
+        images, masks = augment(images, masks, self.config.augmentation, generator)
         targets = Targets(
             lung=masks[:, 0],
             disease=masks[:, 1],
             unhealthy=batch.unhealthy,
             findings=batch.findings,
-            switches=batch.switches,
+            chest=chest,
+            switches=switches,
+            ignore=masks[:, 2],
             taught=batch.taught,
         )
         return images.contiguous(memory_format=torch.channels_last), targets
 
     def _record(self, terms: list[float], figures: dict[str, float]) -> None:
         """Adds the epoch to ``metrics.csv``; lines of epochs that are being repeated go."""
-        names = ("loss_lung", "loss_disease", "loss_health", "loss_findings")
+        names = TERMS
         line: dict[str, Any] = {"epoch": self.epoch + 1, "seconds": round(self.seconds, 1)}
         line |= {k: round(v, 5) for k, v in (*zip(names, terms, strict=True), *figures.items())}
         path = self.out / METRICS
@@ -463,17 +489,21 @@ class Trainer:
 
 
 def label_weights(cohort: Cohort, balance: float) -> NDArray[np.float32]:
-    """(N, 4): weights of each image's terms of equation 8; only class labels are weighted.
+    """(N, 6): weights of each image's terms of equation 8; the gate's are 1.
 
-    A group is a source with a label (COVID or not; healthy or not). An image weighs as the power
-    ``-balance`` of its group's size, with a mean of 1: at 1 all groups of a task weigh the same,
-    so a source's name is worth nothing as an answer where both labels occur in it (Idrissi et
-    al., "Simple data balancing achieves competitive worst-group-accuracy", 2022).
+    A group is a source with a label (healthy or not, COVID or not, other disease or not; disease
+    drawn or known to be empty; lungs drawn). An image weighs as the power ``-balance`` of its
+    group's size, with a mean of 1: at 1 all groups of a task weigh the same, so a source's name is
+    worth nothing as an answer where both labels occur in it (Idrissi et al., "Simple data
+    balancing achieves competitive worst-group-accuracy", 2022), and a few outlines count beside
+    many boxes.
     """
-    weights = np.ones((len(cohort), 4), np.float32)
-    for task, labels in ((2, cohort.unhealthy), (3, cohort.findings[:, 0])):
+    weights = np.ones((len(cohort), 6), np.float32)
+    drawn = (cohort.disease > 0).any(axis=(1, 2))
+    labels = [np.zeros(len(cohort)), drawn, cohort.unhealthy, *cohort.findings.T]
+    for task, label in enumerate(labels):
         known = cohort.switches()[:, task] > 0
-        groups = list(zip(cohort.source.tolist(), labels.tolist(), strict=True))
+        groups = list(zip(cohort.source.tolist(), label.tolist(), strict=True))
         sizes = Counter(g for g, k in zip(groups, known, strict=True) if k)
         raw = np.array(
             [sizes[g] ** -balance if k else 0 for g, k in zip(groups, known, strict=True)]
@@ -510,14 +540,15 @@ def averaging(decay: float, warmup: bool) -> Callable[[Any, Any, Tensor | int], 
     return update
 
 
-def selection_score(figures: dict[str, float], tasks: Sequence[int] = (1, 2, 3, 4)) -> float:
-    """What picks the epoch: mean of lung IoU, disease Dice and the mean within-source AUC.
+def selection_score(figures: dict[str, float], tasks: Sequence[int] = (1, 2, 3, 4, 5)) -> float:
+    """What picks the epoch: mean of lung IoU, disease Dice, gate and mean within-source AUC.
 
     Of the ``tasks`` that are learned: what a head says that is not trained is noise.
     """
     of = {1: "lung_iou", 2: "disease_dice", 3: "unhealthy_auc_within_", 4: "covid_auc_within_"}
     within = [v for k, v in figures.items() for t in (3, 4) if t in tasks and k.startswith(of[t])]
-    parts = [figures[of[t]] for t in (1, 2) if t in tasks and of[t] in figures]
+    of[5] = "gate_auc"
+    parts = [figures[of[t]] for t in (1, 2, 5) if t in tasks and of[t] in figures]
     if within:
         parts.append(float(np.mean(within)))
     return float(np.mean(parts)) if parts else 0.0

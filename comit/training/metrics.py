@@ -76,10 +76,11 @@ def mask_figures(
 ) -> dict[str, NDArray[np.float64]]:
     """What the means of :func:`segmentation` are of, (N,); NaN where an image does not count."""
     measured = per_image(lung, disease, cohort)
-    found = measured["disease_dice"]
-    for source in sorted(set(cohort.source[~np.isnan(found)].tolist())):
-        here = cohort.source == source
-        measured[f"disease_dice_within_{source}"] = np.where(here, found, np.nan)
+    for name in ("disease_dice", "disease_empty", "lung_iou"):
+        found = measured[name]
+        for source in sorted(set(cohort.source[~np.isnan(found)].tolist())):
+            here = cohort.source == source
+            measured[f"{name}_within_{source}"] = np.where(here, found, np.nan)
     return measured
 
 
@@ -88,15 +89,21 @@ def per_image(
 ) -> dict[str, NDArray[np.float64]]:
     """Lung IoU, disease Dice, TPR and false-positive area of each image, (N,).
 
-    NaN where it is not annotated.
+    Lungs are not compared where ``cohort.ignore`` is set. ``disease_empty`` is whether at most 1 %
+    of the lungs that were found are marked, of an image whose disease is known to be empty. NaN
+    where an image is not annotated.
     """
     shape = (len(cohort), *lung.shape[-2:])
     lung, disease = np.broadcast_to(lung, shape), np.broadcast_to(disease, shape)
-    names = ("lung_iou", "disease_dice", "disease_tpr", "disease_fp_area")
+    names = ("lung_iou", "disease_dice", "disease_tpr", "disease_fp_area", "disease_empty")
     found = {name: np.full(len(cohort), np.nan) for name in names}
     for i in np.flatnonzero(cohort.has_lung):
-        found["lung_iou"][i] = iou(lung[i], cohort.lung[i] > 0)
-    for i in np.flatnonzero(cohort.has_disease & (cohort.disease.sum(axis=(1, 2)) > 0)):
+        seen = cohort.ignore[i] == 0
+        found["lung_iou"][i] = iou(lung[i][seen], cohort.lung[i][seen] > 0)
+    drawn = (cohort.disease > 0).any(axis=(1, 2))
+    for i in np.flatnonzero(cohort.has_disease & ~drawn):
+        found["disease_empty"][i] = np.mean(disease[i][lung[i]]) <= 0.01 if lung[i].any() else 1
+    for i in np.flatnonzero(cohort.has_disease & drawn):
         truth = cohort.disease[i] > 0
         found["disease_dice"][i] = dice(disease[i], truth)
         found["disease_tpr"][i] = disease[i][truth].mean()
@@ -116,16 +123,22 @@ class Area(NamedTuple):
 def areas(cohort: Cohort) -> Iterator[Area]:
     """Every area of :func:`classification`."""
     unhealthy, covid, other = cohort.unhealthy, cohort.findings[:, 0], cohort.findings[:, 1]
-    known = unhealthy != UNKNOWN
-    sources = {s: cohort.source == s for s in sorted(set(cohort.source.tolist()))}
+    known, asked = unhealthy != UNKNOWN, covid != UNKNOWN
+    chests = cohort.chest == 1
+    sources = {s: cohort.source == s for s in sorted(set(cohort.source[chests].tolist()))}
     sick = (unhealthy == 1) & (covid != UNKNOWN)
     for source, here in sources.items():
         yield Area(f"covid_auc_within_{source}", 1, covid, sick & here)
+    for source, here in sources.items():
+        if (covid[asked & here & (unhealthy == 0)] == 0).any():
+            yield Area(f"covid_auc_with_healthy_within_{source}", 1, covid, asked & here)
     for source, here in sources.items():
         yield Area(f"unhealthy_auc_within_{source}", 0, unhealthy, known & here)
     yield Area("unhealthy_auc_mixed", 0, unhealthy, known)
     yield Area("covid_auc_mixed", 1, covid, covid != UNKNOWN)
     yield Area("other_auc_mixed", 2, other, other != UNKNOWN)
+    if not chests.all():
+        yield Area("gate_auc", 3, cohort.chest, np.ones(len(cohort), np.bool_))
 
 
 def classification(scores: NDArray[np.generic], cohort: Cohort) -> dict[str, float]:
@@ -152,28 +165,91 @@ def operating_points(scores: NDArray[np.float32], cohort: Cohort) -> dict[str, d
     """Thresholds at 90 % and 99 % specificity, in the shape of comit.card.OperatingPoint.
 
     A score at or above its threshold is flagged, so the specificity of ``t`` is the share of
-    negatives below ``t``; the threshold is the smallest float32 whose specificity reaches the
-    aim. With fewer than 100 :func:`negatives` 99 % is above the highest; their number stands
-    beside the thresholds. Raises ValueError where there are none.
+    :func:`negatives` below ``t``. It is aimed at over sources, not over their mixture, in which the
+    largest source decides (:func:`threshold`). With fewer than 100 negatives 99 % is above the
+    highest; their number stands beside the thresholds, and what each source gets. Raises
+    ValueError where there are none.
     """
     below = negatives(scores, cohort)
-    counts = {k: len(v) for k, v in below.items()}
-    return {
-        str(percent): {
-            **{k: threshold(v, percent) for k, v in below.items()},
-            "negatives": counts,
+    without = {"unhealthy": cohort.unhealthy == 0, "covid": cohort.findings[:, 0] == 0}
+    sources = {k: cohort.source[v] for k, v in without.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for percent in (90, 99):
+        cuts = {k: threshold(v, percent, sources[k]) for k, v in below.items()}
+        found[str(percent)] = {
+            **cuts,
+            "negatives": {k: len(v) for k, v in below.items()},
+            "specificity": {
+                k: {
+                    str(s): float(np.mean(v[sources[k] == s] < np.float32(cuts[k])))
+                    for s in np.unique(sources[k])
+                }
+                for k, v in below.items()
+            },
         }
-        for percent in (90, 99)
-    }
+    return found
 
 
-def threshold(negatives: NDArray[np.float32], percent: int) -> float:
-    """The smallest float32 above at least ``percent`` % of the scores of ``negatives``."""
+FEWEST = 20  # negatives of a source whose specificity counts alone; smaller ones count as one
+
+
+def threshold(
+    negatives: NDArray[np.float32], percent: int, sources: NDArray[np.str_] | None = None
+) -> float:
+    """The smallest float32 whose specificity on ``negatives`` is at least ``percent`` %.
+
+    Given their ``sources`` (N,), the mean over sources has to be, and the worst source may flag
+    half as many again as the mean: at 90 %, 15 % of its negatives.
+    """
     if not len(negatives):
         raise ValueError("a threshold at a specificity needs images without the finding")
-    below = -(-percent * len(negatives) // 100)  # how many at least, rounded up
-    highest = np.sort(negatives.astype(np.float32))[below - 1]
-    return float(np.nextafter(highest, np.float32(np.inf)))
+    groups = [np.sort(negatives.astype(np.float32))]
+    if sources is not None:
+        names, which, counts = np.unique(sources, return_inverse=True, return_counts=True)
+        few = counts[which] < FEWEST
+        split = [negatives[which == k] for k in range(len(names)) if counts[k] >= FEWEST]
+        if few.sum() >= FEWEST or not split:
+            split.append(negatives[few])
+        groups = [np.sort(g.astype(np.float32)) for g in split]
+    cuts = np.nextafter(np.unique(np.concatenate(groups)), np.float32(np.inf))
+    below = np.stack([np.searchsorted(g, cuts) / len(g) for g in groups])  # (sources, cuts)
+    wanted = percent / 100 - 1e-9
+    worst = wanted if len(groups) == 1 else 1 - 1.5 * (1 - wanted)
+    enough = (below.mean(axis=0) >= wanted) & (below.min(axis=0) >= worst)
+    return float(cuts[np.argmax(enough)])
+
+
+KEPT, REJECTED = 0.995, 0.98  # shares that the gate's threshold aims at
+
+
+def gate_of(
+    chests: NDArray[np.float32],
+    sources: NDArray[np.str_],
+    others: NDArray[np.float32],
+    kinds: NDArray[np.str_],
+) -> dict[str, Any]:
+    """The gate's threshold and what it does, in the shape of comit.card.Gate.
+
+    ``chests`` (N,) are scores of chest radiographs of ``sources``, ``others`` (M,) of what is none,
+    of ``kinds``. At the threshold every source keeps 99.5 % of its chests or more: the worst source
+    counts. Where 98 % of the others lie below that with room to spare, it is halfway (in logits)
+    between them and the chests.
+    """
+    least = min(
+        np.sort(chests[sources == s])[int((1 - KEPT) * np.count_nonzero(sources == s))]
+        for s in np.unique(sources)
+    )
+    most = np.quantile(others, REJECTED, method="higher")
+    cut = float(least)
+    if most < least:
+        logits = [np.log(p / (1 - p)) for p in np.clip([least, most], 1e-6, 1 - 1e-6)]
+        cut = float(1 / (1 + np.exp(-np.mean(logits))))
+    groups = [(chests >= cut, sources), (others < cut, kinds)]
+    kept, rejected = (
+        {str(k): float(right[of == k].mean()) for k in np.unique(of)} for right, of in groups
+    )
+    images = {str(k): int(np.count_nonzero(of == k)) for _, of in groups for k in np.unique(of)}
+    return {"threshold": cut, "kept": kept, "rejected": rejected, "images": images}
 
 
 def evaluate(predictions: Predictions, cohort: Cohort) -> dict[str, float]:
@@ -198,9 +274,10 @@ def without_model(train: Cohort, cohort: Cohort) -> Predictions:
             _mean(labels[(train.source == s) & (labels[:, i] != UNKNOWN), i].tolist())
             for i in range(3)
         ]
-        for s in sorted(set(train.source.tolist()))
+        + [0.5]  # the source's name says nothing of the gate
+        for s in sorted(set(train.source[train.chest == 1].tolist()))
     }
-    unseen = [0.5] * 3
+    unseen = [0.5] * 4
     scores = np.array([by_source.get(s, unseen) for s in cohort.source.tolist()], np.float32)
     lung = _templates(train.lung, train.has_lung, train.source, iou)
     diseased = train.has_disease & (train.disease > 0).any(axis=(1, 2))

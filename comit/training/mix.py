@@ -61,6 +61,8 @@ def mixed(
         disease=blend(a.disease, b.disease),
         unhealthy=blend(a.unhealthy, b.unhealthy),
         findings=blend(a.findings, b.findings),
+        chest=blend(a.chest, b.chest),
         switches=blend(a.switches, b.switches) * known,
+        ignore=None if a.ignore is None or b.ignore is None else torch.maximum(a.ignore, b.ignore),
         taught=None if a.taught is None or b.taught is None else a.taught | b.taught,
     )

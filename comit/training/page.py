@@ -21,7 +21,7 @@ from comit.results import FOREGROUND
 from comit.training.calibrate import labels_of
 from comit.training.curves import canvas
 from comit.training.data import UNKNOWN, Cohort, load, read_manifest
-from comit.training.evaluation import EvaluationConfig, evaluation, questions
+from comit.training.evaluation import EvaluationConfig, evaluation, questions, with_fraction
 from comit.training.gradcam import Task, gradcam
 from comit.training.loop import on_device, pick_device, predict
 from comit.training.metrics import Predictions, per_image
@@ -104,7 +104,9 @@ def page(found: dict[str, Any], opened: Opened, pictures: dict[str, str]) -> lis
         f"{opened.card.intended_use} {found['images']} images of {found['patients']} patients. "
         f"Intervals: 95 %, {found['resamples']} resamples of patients, seed {found['seed']}. "
         '"No model" answers with the name of the image\'s source, and with one mask a source. '
-        "A figure that it reaches shows nothing.",
+        'A figure that it reaches shows nothing. "Picture statistics" is a logistic regression '
+        "on twelve numbers of the whole picture (brightness, contrast, sharpness, size), fitted "
+        'within each source: "above those" is what the network adds, paired by patient.',
         "",
         "## COVID-19 against other diseases, within one source",
         "",
@@ -245,13 +247,12 @@ def _roc(predictions: Predictions, cohort: Cohort) -> Figure:
     from sklearn.metrics import roc_curve
 
     figure, axes = canvas(1, side=5.5)
-    axis, labels = axes[0, 0], labels_of(cohort)
+    axis, labels, scores = axes[0, 0], labels_of(cohort), with_fraction(predictions)
     for question in questions(cohort):
         if question.name.endswith((", PA", ", AP")):
             continue
         false, true, _ = roc_curve(
-            labels[question.chosen, question.score],
-            predictions.scores[question.chosen, question.score],
+            labels[question.chosen, question.label], scores[question.chosen, question.score]
         )
         axis.plot(false, true, "-" if "within" in question.name else ":", label=question.name)
     axis.plot([0, 1], [0, 1], color="0.8", linewidth=1)
@@ -345,14 +346,15 @@ def _examples(cohort: Cohort, predictions: Predictions) -> Figure | None:
 def _question_table(found: dict[str, Any], wanted: Any) -> list[str]:
     columns = ("auc", "sensitivity_at_90", "sensitivity_at_99", "equal_error_rate", "accuracy")
     lines = [
-        "| question | yes | no | AUC | AUC, no model | sensitivity at 90 % specificity | at 99 % | "
-        "equal error rate | accuracy at 0.5 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| question | yes | no | AUC | AUC, no model | AUC, picture statistics | above those | "
+        "sensitivity at 90 % specificity | at 99 % | equal error rate | accuracy at 0.5 |",
+        f"|{' --- |' * 11}",
     ]
     for name, asked in found["questions"].items():
         if wanted(name):
             figures = asked["figures"]
             cells = [_value(figures[columns[0]]), _number(figures[columns[0]]["no_model"])]
+            cells += [_number(asked["statistics"]["auc"]), _value(asked["statistics"]["over"])]
             cells += [_value(figures[k]) for k in columns[1:]]
             lines.append(
                 f"| {name} | {asked['positives']} | {asked['negatives']} | {' | '.join(cells)} |"

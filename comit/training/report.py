@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from comit.console import Console
+from comit.model.network import COMiTNet
 from comit.training.data import Cohort
 from comit.training.evaluation import intervals
 from comit.training.loop import on_device, predict
-from comit.training.metrics import Predictions, baselines, evaluate, operating_points
+from comit.training.metrics import Predictions, baselines, evaluate, gate_of, operating_points
 from comit.training.runs import load_run, read_description, write_description
+from comit.training.spoil import draw, spoil
+
+SEED = 20_000  # of what is spoilt and drawn to set the gate's threshold: none that was learned from
 
 
 def report(predictions: dict[str, Predictions], cohorts: dict[str, Cohort]) -> dict[str, Any]:
@@ -43,6 +48,8 @@ def write_report(
             if split in cohorts
         }
         before, found = read_description(run), report(predictions, cohorts)
+        if before["training"]["spoil"] or not cohorts["train"].chest.all():
+            found["gate"] = _gate(model, predictions["val"], cohorts["val"], device)
     if "calibration" in before:  # comit calibrate set the thresholds, and they stay
         found["operating_points"] = before["operating_points"]
     description = before | found
@@ -50,6 +57,18 @@ def write_report(
     for line in table(description):
         console.line(line)
     return description
+
+
+def _gate(model: COMiTNet, said: Predictions, val: Cohort, device: torch.device) -> dict[str, Any]:
+    """:func:`.metrics.gate_of` val: its chests, its pictures of other kinds, spoilt chests."""
+    chest = val.chest == 1
+    images = torch.from_numpy(val.images[chest][::2]).float()[:, None]
+    numbers = torch.Generator().manual_seed(SEED)
+    spoilt, _ = spoil(images, 1.0, draw(SEED), numbers)
+    theirs = predict(model, spoilt[:, 0].numpy().astype(np.float16), device).scores[:, 3]
+    others = np.concatenate([said.scores[~chest, 3], theirs])
+    kinds = np.concatenate([val.source[~chest], np.full(len(theirs), "spoilt or drawn")])
+    return gate_of(said.scores[chest, 3], val.source[chest], others, kinds) | {"origin": "val"}
 
 
 def table(description: dict[str, Any]) -> list[str]:
@@ -79,4 +98,9 @@ def table(description: dict[str, Any]) -> list[str]:
                 for k in ("unhealthy", "covid")
             )
         )
+    if gate := description.get("gate"):
+        lines.append(f"gate on val: a chest radiograph at score_chest >= {gate['threshold']:.4f}")
+        for what in ("kept", "rejected"):
+            shares = ", ".join(f"{k} {v:.3f} of {gate['images'][k]}" for k, v in gate[what].items())
+            lines.append(f"  {what}: {shares}")
     return lines
