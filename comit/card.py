@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ class OperatingPoint:
     # that share of each source: score -> source -> share
     specificity: dict[str, dict[str, float]] = field(default_factory=dict)
     origin: str = ""  # whose scores these were
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a threshold that is no number from 0 to 1, or just above it."""
+        for value in (self.unhealthy, self.covid):
+            if isinstance(value, bool) or not 0 <= value <= 1.001:  # NaN is not
+                raise ValueError(f"{value!r} is no threshold")
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,22 @@ class Card:
             points = {k: OperatingPoint(**v) for k, v in raw.pop("operating_points").items()}
             outputs = tuple(raw.pop("outputs"))
             gate = read_gate(raw.pop("gate", None))
-            return Card(**raw, operating_points=points, outputs=outputs, gate=gate)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            card = Card(**raw, operating_points=points, outputs=outputs, gate=gate)
+            for name in ("name", "sha256", "precision", "preprocessing", "intended_use"):
+                if not isinstance(getattr(card, name), str):
+                    raise TypeError(name)
+            for value in (card.width, card.mean, card.std):
+                if not math.isfinite(value):
+                    raise ValueError(value)
+            return card
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise ModelError(f"{path} is not a comit model card") from error
 
     def check(self, path: Path, gateless: bool = False) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comit import parquet
-from comit.errors import UsageError
-from comit.reasons import Caution
+from comit.errors import ItemError, UsageError
+from comit.reasons import Caution, Fail
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA_VERSION = "3"
+SIDE = 224  # rows and columns of a mask
+THRESHOLDS = ("unhealthy", "covid", "chest")  # what the metadata has thresholds for
 STAGING = ".comit"  # in a folder of results: lock, key, and a run that is under way
 FOREGROUND = 128  # of 255: the first value above probability 0.5, the paper's threshold (4.1)
 
@@ -140,18 +142,25 @@ def schema() -> pa.Schema:
 
 def data_files(folder: Path) -> list[Path]:
     """The files of a folder of results, oldest first: what is hidden is not among them."""
-    return sorted(f for f in folder.glob("*.parquet") if f.name[0] not in "._")
+    return sorted(f for f in folder.glob("*.parquet") if is_data_name(f.name))
+
+
+def is_data_name(name: str) -> bool:
+    """Whether a file of that name in a folder of results holds rows."""
+    return name.endswith(".parquet") and name[0] not in "._"
 
 
 def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of a results file, or of a folder of them: ``columns``, or all there are.
 
     Of a folder, those are the files ``*.parquet`` that are not hidden. A column of ours that the
-    results lack is null throughout, so those of other settings can be read alike. Raises
-    UsageError where the results are not comit's, two rows have one ``row_id``, or there is no
-    column of a name asked for.
+    results lack is null throughout, so those of other settings can be read alike. The file may be
+    anybody's: our columns come with the types of :func:`schema`, and a score or a fraction that is
+    no finite number is null. Raises UsageError where the results are not comit's, a column is of
+    another kind, two rows have one ``row_id``, or there is no column of a name asked for.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     ours = {f.name: f for f in schema()}
     if not Path(path).exists():
@@ -170,8 +179,24 @@ def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
         if unknown := [n for n in wanted if n not in present and n not in ours]:
             raise UsageError(f"{path} has no column {unknown[0]!r}")
         table = data.to_table(list(dict.fromkeys([*(n for n in wanted if n in present), "row_id"])))
+        table.validate(full=True)  # offsets and text: what is read next believes them
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{path} cannot be read as Parquet") from error
+    for i, name in enumerate(table.column_names):
+        if name not in ours:
+            continue
+        try:
+            column = table[name].cast(ours[name].type)
+        except pa.ArrowException as error:
+            raise UsageError(
+                f"{path}: column {name!r} is {table[name].type} and cannot be read as "
+                f"{ours[name].type}, as comit writes it"
+            ) from error
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
+        table = table.set_column(i, name, column)
+    if table["row_id"].null_count:
+        raise UsageError(f"{path} has rows without a row_id")
     if len(table["row_id"].unique()) != len(table):
         raise UsageError(f"{path} has two rows of one row_id")
     for name in wanted:
@@ -183,21 +208,73 @@ def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
 def provenance(table: pa.Table) -> dict[str, Any]:
     """Where the numbers come from: the file's metadata without the prefix ``comit_``.
 
-    ``thresholds`` is a dict, or None. Of a folder it is what its first file says.
+    ``thresholds`` is a dict of numbers, or None. Of a folder it is what its first file says. Raises
+    UsageError where the thresholds are none.
     """
     import json
+    import math
 
-    raw = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    raw = {
+        k.decode(errors="replace"): v.decode(errors="replace")
+        for k, v in (table.schema.metadata or {}).items()
+    }
     found: dict[str, Any] = {
         k.removeprefix("comit_"): v for k, v in raw.items() if k.startswith("comit_")
     }
-    found["thresholds"] = json.loads(found.get("thresholds", "null"))
+    try:
+        said = json.loads(found.get("thresholds", "null"))
+        thresholds = None if said is None else {k: v for k, v in said.items() if k in THRESHOLDS}
+        if not all(math.isfinite(v) for v in (thresholds or {}).values()):
+            raise ValueError("not a number")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            "the results' metadata comit_thresholds is damaged: it must be JSON with a number for "
+            "each score, as comit writes it"
+        ) from error
+    found["thresholds"] = thresholds
     return found
 
 
-def decode_mask(rle: dict[str, Any]) -> NDArray[np.bool_]:
-    """The (224, 224) mask of ``lung_rle`` or ``disease_rle``: a COCO RLE, (H, W) of its size."""
-    import numpy as np
-    from pycocotools import mask
+def decode_mask(rle: dict[str, Any] | None) -> NDArray[np.bool_]:
+    """The (224, 224) mask of ``lung_rle`` or ``disease_rle``, a COCO compressed RLE.
 
-    return np.asarray(mask.decode(rle), dtype=np.bool_)
+    Raises ItemError ``corrupt`` where there is none, it has another size, or its runs do not fill
+    that size exactly: nothing is allocated by what a file says of itself.
+    """
+    import numpy as np
+
+    if not isinstance(rle, dict) or rle.get("size") != [SIDE, SIDE]:
+        raise ItemError(Fail.CORRUPT)
+    runs = _runs(rle.get("counts"))
+    values = np.arange(len(runs)) % 2 == 1  # background first, in turns, down the columns
+    return np.repeat(values, runs).reshape(SIDE, SIDE).T
+
+
+def _runs(counts: str | None) -> list[int]:
+    """The lengths in COCO's compressed counts; raises ItemError where they are none of a mask.
+
+    Five bits a character; the sixth says that more follow, the last one's fifth is the sign. From
+    the fourth length on it is the difference to the one two before (cocoapi, ``rleFrString``).
+    """
+    runs: list[int] = []
+    value = bits = total = 0
+    for character in counts or "":
+        part = ord(character) - 48
+        if not 0 <= part < 64 or bits > 25:
+            raise ItemError(Fail.CORRUPT)
+        value |= (part & 31) << bits
+        bits += 5
+        if part & 32:
+            continue
+        if part & 16:
+            value -= 1 << bits
+        if len(runs) > 2:
+            value += runs[-2]
+        total += value
+        if value < 0 or total > SIDE**2:
+            raise ItemError(Fail.CORRUPT)
+        runs.append(value)
+        value = bits = 0
+    if bits or total != SIDE**2:
+        raise ItemError(Fail.CORRUPT)
+    return runs

@@ -132,7 +132,10 @@ class Sink:
                 )
             with self._stopping():
                 durable.write_json(path, {"key": os.urandom(32).hex()})
-        return bytes.fromhex(read_state(path, ("key",))["key"])
+        try:
+            return bytes.fromhex(read_state(path, ("key",))["key"])
+        except (TypeError, ValueError):
+            raise damaged(path) from None
 
     def accept(self, metadata: dict[str, str]) -> None:
         """Raises UsageError where results of this ``metadata`` cannot join those that are here."""
@@ -182,6 +185,7 @@ class Sink:
             run = read_state(self.staging / RUN, ("run_id", "began", "settings"))
             try:
                 datetime.fromisoformat(run["began"])
+                bytes.fromhex(run["run_id"])
                 dict(run["settings"])
                 left_out = {str(k): int(v) for k, v in dict(run.get("left out", {})).items()}
                 self.listing = Listing(left_out, tuple(map(str, run.get("notes", ()))))

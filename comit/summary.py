@@ -133,7 +133,7 @@ def information(model: Path | None, as_json: bool) -> str:
         lines += _figures(figures, card.intervals.get(split, {}), card.baselines.get(split, {}))
     for key, value in card.training.items():
         lines.append(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _gate(gate: Gate | None) -> list[str]:

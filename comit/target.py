@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from comit import durable, parquet
 from comit.errors import Stopped, UsageError
-from comit.results import STAGING, data_files
+from comit.results import STAGING, data_files, is_data_name
 from comit.source import PARQUET_MAGIC
 
 if TYPE_CHECKING:
@@ -200,8 +200,12 @@ class Folder(Target):
         if not journal.exists():
             return
         change = read_state(journal, ("add", "replace", "remove", "ends"))
-        if any("/" in n for n in (change["add"], *change["replace"], *change["remove"])):
-            raise UsageError(f"{journal} is damaged: it names files that are not in {self.out}")
+        lists = [change["replace"], change["remove"]]
+        if not all(isinstance(names, list) for names in lists):
+            raise damaged(journal)
+        for name in (change["add"], *lists[0], *lists[1]):
+            if not isinstance(name, str) or not is_data_name(name) or "/" in name or "\0" in name:
+                raise UsageError(f"{journal} is damaged: it names files that are not in {self.out}")
         success = self.out / "_SUCCESS"
         success.unlink(missing_ok=True)
         durable.sync(self.out)
@@ -298,7 +302,7 @@ def read_state(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         found = json.loads(path.read_text())
         if isinstance(found, dict) and all(k in found for k in keys):
             return found
-    except (OSError, ValueError):  # OSError: a folder of that name, a bad block
+    except (OSError, ValueError, RecursionError):  # OSError: a folder of that name, a bad block
         pass
     raise damaged(path)
 

@@ -10,20 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from comit.errors import ModelError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types; groups (3, 4) are not in ONNX
 
 # Field numbers of onnx.proto.
 MODEL_GRAPH, MODEL_METADATA, MODEL_TRAINING, MODEL_FUNCTIONS = 7, 14, 20, 25
-GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE = 1, 5, 15
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_OUTPUT, GRAPH_SPARSE = 1, 5, 12, 15
+VALUE_NAME = 1
 NODE_ATTRIBUTE = 5
 ATTRIBUTE_TENSOR, ATTRIBUTE_NESTED = 5, {6, 10, 11, 22, 23}  # graphs, tensors, sparse tensors
+TENSOR_TYPE, TENSOR_FLOATS, TENSOR_RAW = 2, 4, 9
 TENSOR_EXTERNAL, TENSOR_LOCATION = 13, 14
+FLOATS = {1: "<f4", 10: "<f2"}  # TensorProto.DataType: FLOAT, FLOAT16
+OUTPUTS = {"scores", "masks"}
 
 
 def check(content: bytes) -> None:
-    """Raises ModelError where the file refers to other files or is more than one flat graph."""
+    """Raises ModelError where the file refers to other files or is more than one flat graph.
+
+    So it does where an output is missing, or a weight is not finite.
+    """
     try:
         graphs = 0
         for field, value in _fields(memoryview(content)):
@@ -52,15 +61,21 @@ def metadata(content: bytes) -> dict[str, str]:
 
 
 def _check_graph(graph: memoryview) -> None:
+    outputs = set()
     for field, value in _fields(graph):
         if field == GRAPH_INITIALIZER:
             _check_tensor(_message(value))
+        elif field == GRAPH_OUTPUT:
+            names = (v for f, v in _fields(_message(value)) if f == VALUE_NAME)
+            outputs |= {str(_message(name), "utf-8") for name in names}
         elif field == GRAPH_SPARSE:
             raise ModelError("the model file holds sparse weights: not ours")
         elif field == GRAPH_NODE:
             for node_field, attribute in _fields(_message(value)):
                 if node_field == NODE_ATTRIBUTE:
                     _check_attribute(_message(attribute))
+    if not outputs >= OUTPUTS:
+        raise ModelError("the model file lacks the outputs scores and masks: not ours")
 
 
 def _check_attribute(attribute: memoryview) -> None:
@@ -72,9 +87,19 @@ def _check_attribute(attribute: memoryview) -> None:
 
 
 def _check_tensor(tensor: memoryview) -> None:
+    kind: object = None
+    values: list[memoryview] = []
     for field, value in _fields(tensor):
         if field == TENSOR_EXTERNAL or (field == TENSOR_LOCATION and value != 0):
             raise ModelError("the model file keeps weights in another file; export it again")
+        if field == TENSOR_TYPE:
+            kind = value
+        elif field in (TENSOR_RAW, TENSOR_FLOATS) and not isinstance(value, int):
+            values.append(value)
+    if isinstance(kind, int) and kind in FLOATS:
+        for part in values:
+            if not np.isfinite(np.frombuffer(part, FLOATS[kind])).all():
+                raise ModelError("the model file holds weights that are no finite numbers")
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from comit.errors import UsageError
+from comit.errors import ItemError, UsageError
 from comit.results import SCORES, decode_mask, provenance, read
 
 CHEST = "score_chest"
@@ -25,7 +25,7 @@ class Comparison:
     scored: int  # rows that are ok in both
     scores: dict[str, dict[str, float]]  # score -> mean, p99 and max of |b - a|
     flips: dict[str, dict[str, int]]  # flag -> raised, dropped in b
-    masks: dict[str, dict[str, float]]  # mask -> rows, mean and min IoU, identical
+    masks: dict[str, dict[str, float]]  # mask -> rows, unreadable, mean and min IoU, identical
     differs: dict[str, tuple[Any, Any]]  # metadata that is not the same
 
 
@@ -75,7 +75,10 @@ def compare(a: Path, b: Path) -> Comparison:
 
 
 def iou(a: dict[str, Any], b: dict[str, Any]) -> float:
-    """Intersection over union of two run-length masks of one size; 1 where both are empty."""
+    """Intersection over union of two run-length masks; 1 where both are empty.
+
+    Raises ItemError where one is no mask.
+    """
     import numpy as np
 
     x, y = decode_mask(a), decode_mask(b)
@@ -84,15 +87,21 @@ def iou(a: dict[str, Any], b: dict[str, Any]) -> float:
 
 
 def _overlaps(pairs: list[tuple[Any, Any]]) -> dict[str, float]:
-    found = [iou(x, y) for x, y in pairs if x is not None and y is not None]
-    if not found:
-        return {"rows": 0}
-    return {
-        "rows": len(found),
-        "mean": sum(found) / len(found),
-        "min": min(found),
-        "identical": sum(v == 1.0 for v in found),
-    }
+    found, unreadable = [], 0
+    for x, y in pairs:
+        if x is None or y is None:
+            continue
+        try:
+            found.append(iou(x, y))
+        except ItemError:
+            unreadable += 1
+    said: dict[str, float] = {"rows": len(found)}
+    if unreadable:
+        said["unreadable"] = unreadable
+    if found:
+        said |= {"mean": sum(found) / len(found), "min": min(found)}
+        said["identical"] = sum(v == 1.0 for v in found)
+    return said
 
 
 def lines(c: Comparison) -> list[str]:
@@ -116,6 +125,11 @@ def lines(c: Comparison) -> list[str]:
         if m["rows"]
         else f"  {name:16} no masks to compare"
         for name, m in c.masks.items()
+    ]
+    said += [
+        f"  {name:16} {m['unreadable']:,.0f} rows have something else than a mask there"
+        for name, m in c.masks.items()
+        if "unreadable" in m
     ]
     return said + [f"  {k}: {x} | {y}" for k, (x, y) in c.differs.items()]
 

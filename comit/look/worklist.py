@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from comit.console import printable
 from comit.errors import UsageError
 from comit.look.output import refuse_input
 from comit.reasons import Skip
@@ -83,7 +84,7 @@ def cell(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return inert(text.encode("utf-8", "backslashreplace").decode())
+    return inert(printable(text))
 
 
 def inert(text: str) -> str:
