@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from comit import __version__
 from comit.card import BUNDLED, Gate, read_card
+from comit.console import printable
 from comit.reasons import Caution, Fail, Skip
 
 if TYPE_CHECKING:
