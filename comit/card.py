@@ -38,9 +38,9 @@ class OperatingPoint:
     origin: str = ""  # whose scores these were
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a threshold that is no number from 0 to 1, or just above it."""
+        """Raises ValueError for a threshold below 0 or that is no finite number."""
         for value in (self.unhealthy, self.covid):
-            if isinstance(value, bool) or not 0 <= value <= 1.001:  # NaN is not
+            if isinstance(value, bool) or not 0 <= value < math.inf:  # NaN is not
                 raise ValueError(f"{value!r} is no threshold")
 
 
@@ -111,6 +111,9 @@ class Card:
             for value in (card.width, card.mean, card.std):
                 if not math.isfinite(value):
                     raise ValueError(value)
+            for point in points.values():  # just above 1: of a score that is exactly 1
+                if max(point.unhealthy, point.covid) > 1.001:
+                    raise ValueError("a threshold that no score reaches")
             return card
         except (
             OSError,

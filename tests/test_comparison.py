@@ -148,7 +148,7 @@ def test_the_losses_as_printed_are_rows_and_val_comes_first(
     summed, plain = (
         json.loads((tmp_path / f"{r}-0" / "row.json").read_text())["training"] for r in only
     )
-    expected = {"mean": False, "disease_weight": 1.0, "mask_weight": 1.0}
+    expected = {"mean": False, "disease_weight": 1.0, "mask_weight": 1.0, "overlap": 0.0}
     assert summed["loss"] == expected and summed["balance"] == 0.5
     assert plain["loss"]["mean"] and plain["balance"] == plain["small_epochs"] == 0
     assert not plain["ema_warmup"] and plain["epochs"] == 2

@@ -10,6 +10,7 @@ import resultfiles as rf
 from click.testing import CliRunner
 
 from comit.cli import main
+from comit.console import printable
 from comit.errors import UsageError
 from comit.look.worklist import COLUMNS, inert, triage, worklist
 
@@ -70,8 +71,8 @@ FORMULAS = ["=cmd()", "+1", "-1+2", "@SUM(A1)", "\tx", "\rx", " =1", "\n=1", "\u
 def test_what_a_spreadsheet_would_run_is_text_in_every_column(tmp_path, text):
     row = rf.ok(text, f"{text}.png", ward=text)
     (found,) = listed(tmp_path, [row], extra=["ward"])
-    assert found["row_id"] == found["ward"] == "'" + text
-    assert found["path"] == f"'{text}.png"
+    assert found["row_id"] == found["ward"] == "'" + printable(text)
+    assert found["path"] == f"'{printable(text)}.png"
 
 
 @pytest.mark.parametrize("text", ["a=b", "ward 3", "", "1.2.840", "'quoted", "a\nb"])

@@ -84,7 +84,7 @@ def cell(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return inert(printable(text))
+    return printable(inert(text))
 
 
 def inert(text: str) -> str:

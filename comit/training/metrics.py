@@ -239,7 +239,7 @@ def gate_of(
         np.sort(chests[sources == s])[int((1 - KEPT) * np.count_nonzero(sources == s))]
         for s in np.unique(sources)
     )
-    most = np.quantile(others, REJECTED, method="higher")
+    most = np.quantile(others, REJECTED, method="inverted_cdf")
     cut = float(least)
     if most < least:
         logits = [np.log(p / (1 - p)) for p in np.clip([least, most], 1e-6, 1 - 1e-6)]
