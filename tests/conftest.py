@@ -40,10 +40,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     network = COMiTNet(NetworkConfig(width=0.125, mean=0.45, std=0.3)).eval()
-    torch.manual_seed(0)  # of what follows, however many weights the gate drew
-    for name, layer in network.named_modules():
-        if hasattr(layer, "reset_parameters") and not name.startswith("gate_branch"):
-            layer.reset_parameters()
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(layer.running_mean, 0.0, 0.1)

@@ -205,7 +205,7 @@ def test_a_file_that_computes_something_else_is_not_written(
     ],
 )
 def test_scores_and_masks_are_each_enough_to_refuse(tiny_model, network, weight, change):
-    with pytest.raises(ParityError):
+    with pytest.raises((ParityError, ModelError)):  # the latter of what is no number
         parity.check(altered(tiny_model, weight, change), network, "fp32")
 
 
@@ -260,7 +260,7 @@ def test_a_foreign_onnx_file_is_not_a_network():
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     value = [onnx.helper.make_tensor_value_info(n, 1, [1]) for n in "xy"]
     graph = onnx.helper.make_graph([node], "g", value[:1], value[1:])
-    with pytest.raises(ModelError, match="does not hold a COMiT-Net"):
+    with pytest.raises(ModelError, match="lacks the outputs scores and masks"):
         load_network(onnx.helper.make_model(graph).SerializeToString())
 
 

@@ -156,7 +156,8 @@ class COMiTNet(nn.Module):
         self.disease_decoder = Decoder(blocks)
         self.health_branch = branch(channels[-1])
         self.findings_branch = branch(channels[-1])
-        self.gate_branch = branch(channels[-1])
+        with torch.random.fork_rng(devices=[]):  # a seed gives all that follows as without a gate
+            self.gate_branch = branch(channels[-1])
         self.portable_unpooling = False
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
