@@ -47,7 +47,14 @@ class _Worker:
     """One process, what it was given and what it holds."""
 
     def __init__(
-        self, ring: Ring, slots: int, limits: Limits, policy: ViewPolicy, now: float, tries: int
+        self,
+        program: str,
+        ring: Ring,
+        slots: int,
+        limits: Limits,
+        policy: ViewPolicy,
+        now: float,
+        tries: int,
     ) -> None:
         self.pipe, theirs = Pipe()
         self.tries = tries  # to start a process here since one was ready, with this one
@@ -56,7 +63,7 @@ class _Worker:
             numbers = (theirs.fileno(), ring.fd, ring.size, slots)
             reading = json.dumps((policy, asdict(limits)))
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", WORKER, *map(str, numbers), reading],
+                [sys.executable, "-P", "-c", program, *map(str, numbers), reading],
                 pass_fds=(theirs.fileno(), ring.fd),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -84,7 +91,8 @@ class Pool:
     """``workers`` decoding processes and the ring they share; a context manager.
 
     ``ring_bytes`` bounds the memory of pictures over 1 MiB beside the workers' own 2 MiB each,
-    ``timeout`` the seconds that reading and decoding one file may take.
+    ``timeout`` the seconds that reading and decoding one file may take. ``program`` is the Python
+    of a process, if not :data:`WORKER`: it calls :func:`comit.decode.worker.main`.
     """
 
     def __init__(
@@ -94,8 +102,10 @@ class Pool:
         limits: Limits,
         timeout: float,
         policy: ViewPolicy = "tagged",
+        program: str | None = None,
     ) -> None:
         self._limits, self._timeout, self._policy = limits, timeout, policy
+        self._program = program
         own = AHEAD * SLOT
         self._ring = Ring(ring_bytes, reserved=workers * own)
         self._clock = Clock()
@@ -129,7 +139,7 @@ class Pool:
 
         With every :class:`Done` that has no reason comes a view into the ring, valid until the
         next one is asked for: (224, 224) float32 pixels, or where the task asks for them and the
-        GPU takes them, samples as they are stored.
+        GPU takes them, samples as they are stored, or what else the program gives.
         """
         source = iter(tasks)
         again: deque[Task] = deque()
@@ -159,7 +169,8 @@ class Pool:
     def _start(self, slots: int, tries: int) -> _Worker:
         now = self._clock.seconds()
         try:
-            worker = _Worker(self._ring, slots, self._limits, self._policy, now, tries)
+            program = self._program or WORKER
+            worker = _Worker(program, self._ring, slots, self._limits, self._policy, now, tries)
         except OSError as error:  # no process, no memory or no file number left
             raise Stopped(
                 f"a decoding process cannot be started: {error.strerror}. Fewer --workers may do; "

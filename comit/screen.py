@@ -294,7 +294,7 @@ def unproblematic(sink: Sink, lanes: Lanes, stop: threading.Event, raw: bool) ->
         if item.problem is not None:
             lanes.add(Done(index, str(item.problem)), None)
         else:
-            yield Task(index, item.file, raw)
+            yield Task(index, item.file, "samples" if raw else "grid")
 
 
 def operating_point(points: dict[str, OperatingPoint], options: Options) -> OperatingPoint | None:

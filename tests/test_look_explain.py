@@ -14,8 +14,8 @@ from comit.card import open_model
 from comit.cli import main
 from comit.decode import open_image
 from comit.errors import ModelError, UsageError
-from comit.look.picture import Masks, draw, show
-from comit.preprocess import preprocess
+from comit.look.picture import Masks, draw
+from comit.preprocess import picture, preprocess
 
 torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.torch").save_file
@@ -41,7 +41,8 @@ def test_the_heat_in_an_overlay_is_the_grad_cam_of_its_picture(tmp_path, tiny_mo
     network = load_network(open_model(tiny_model)[1])
     (heat,) = gradcam(network, torch.from_numpy(pixels)[None, None], task)
     assert heat.max() == 1
-    expected = draw(show(image), Masks(rf.LUNGS, rf.DISEASE), heat=heat)
+    grey = picture(image.samples(), image.presentation)
+    expected = draw(grey, Masks(rf.LUNGS, rf.DISEASE), heat=heat)
     found = cv2.cvtColor(cv2.imread(str(written)), cv2.COLOR_BGR2RGB)
     assert np.array_equal(found, expected)
 
@@ -54,9 +55,10 @@ def test_a_training_run_is_explained_as_the_model_exported_from_it(tmp_path, tin
     write_description(run, {"network": asdict(network.config)})
     rf.draw(tmp_path / "a.png")
     image = open_image((tmp_path / "a.png").read_bytes())
-    heat = GradCam(run, "covid")(image)
+    pixels = preprocess(image.samples(), image.presentation).pixels
+    heat = GradCam(run, "covid")(pixels)
     assert heat.shape == (224, 224) and heat.max() == 1
-    assert np.array_equal(heat, GradCam(tiny_model, "covid")(image))
+    assert np.array_equal(heat, GradCam(tiny_model, "covid")(pixels))
 
 
 def test_what_is_no_network_is_refused(tmp_path):

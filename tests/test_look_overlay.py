@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from comit.cli import main
 from comit.decode import open_image
 from comit.look.overlay import overlay
-from comit.look.picture import Masks, draw, show
+from comit.look.picture import Masks, draw
+from comit.preprocess import picture
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ def test_masks_lie_over_the_x_ray_in_its_own_size(tmp_path, results, fill):
     assert sorted(p.name[:2] for p in made.files) == ["a-", "b-"]
     assert made.without == 2 and made.problems == []
     drawn = cv2.cvtColor(cv2.imread(str(made.files[0])), cv2.COLOR_BGR2RGB)
-    grey = show(open_image((tmp_path / "pictures" / "a.png").read_bytes()))
+    image = open_image((tmp_path / "pictures" / "a.png").read_bytes())
+    grey = picture(image.samples(), image.presentation)
     assert np.array_equal(drawn, draw(grey, Masks(rf.LUNGS, rf.DISEASE), fill=fill))
 
 
@@ -48,7 +50,7 @@ def test_a_picture_that_is_gone_costs_its_own_overlay_and_exit_code_3(tmp_path, 
     words = ["overlay", results, "--images", tmp_path / "pictures", "--out", tmp_path / "out"]
     done = CliRunner().invoke(main, [str(w) for w in words])
     assert done.exit_code == 3
-    assert "1 pictures in" in done.stderr and "a: vanished" in done.stderr
+    assert "1 pictures in" in done.stderr and "a.png: vanished" in done.stderr
     assert [p.name[:2] for p in (tmp_path / "out").iterdir()] == ["b-"]
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import resultfiles as rf
 
-from comit.decode import open_image
 from comit.errors import ItemError, UsageError
 from comit.look.picture import (
     DISEASE,
@@ -24,7 +23,6 @@ from comit.look.picture import (
     file_stem,
     masks,
     outline,
-    show,
     to_picture,
 )
 from comit.reasons import Fail
@@ -32,22 +30,26 @@ from comit.reasons import Fail
 FOUND = Masks(rf.LUNGS, rf.DISEASE)
 
 
-def refused(pictures: Pictures, row) -> Fail:
+def shown(folder: Path | None, row, said=None) -> np.ndarray:
+    with Pictures(folder, said or {}) as pictures:
+        return pictures.shown(row)
+
+
+def refused(folder: Path, row) -> Fail:
     with pytest.raises(ItemError) as caught:
-        pictures.open(row)
+        shown(folder, row)
     return caught.value.reason
 
 
 def test_a_picture_is_found_by_the_path_of_its_row(tmp_path):
     (tmp_path / "ward").mkdir()
     rf.draw(tmp_path / "ward" / "a.png")
-    image = Pictures(tmp_path, {}).open(rf.ok("a", "ward/a.png"))
-    assert (image.height, image.width) == (300, 260)
+    assert shown(tmp_path, rf.ok("a", "ward/a.png")).shape == (300, 260)
 
 
 def test_the_results_name_the_folder_where_nobody_else_does(tmp_path):
     rf.draw(tmp_path / "a.png")
-    assert Pictures(None, {"root": str(tmp_path)}).open(rf.ok("a"))
+    assert shown(None, rf.ok("a"), {"root": str(tmp_path)}).any()
     with pytest.raises(UsageError, match="give --images"):
         Pictures(None, {})
     with pytest.raises(UsageError, match="nowhere is not a folder"):
@@ -57,18 +59,18 @@ def test_the_results_name_the_folder_where_nobody_else_does(tmp_path):
 def test_absolute_paths_of_a_manifest_are_found_below_the_root_of_all(tmp_path):
     rf.draw(tmp_path / "a.png")
     row = rf.ok("a", str((tmp_path / "a.png").resolve()))
-    assert Pictures(Path("/"), {}).open(row)
-    assert refused(Pictures(tmp_path.parent / tmp_path.name, {}), rf.ok("a", "/etc/passwd"))
+    assert shown(Path("/"), row).any()
+    assert refused(tmp_path, rf.ok("a", "/etc/passwd")) is Fail.VANISHED
 
 
 def test_a_name_that_is_not_utf_8_is_found_as_it_is_listed(tmp_path):
     rf.draw(os.fsencode(tmp_path) + b"/a\xff.png")
-    assert Pictures(tmp_path, {}).open(rf.ok("a", "a\\xff.png"))
+    assert shown(tmp_path, rf.ok("a", "a\\xff.png")).any()
 
 
 def test_a_name_that_looks_escaped_is_found_too(tmp_path):
     rf.draw(tmp_path / "a\\xff.png")
-    assert Pictures(tmp_path, {}).open(rf.ok("a", "a\\xff.png"))
+    assert shown(tmp_path, rf.ok("a", "a\\xff.png")).any()
 
 
 @pytest.mark.parametrize(
@@ -84,9 +86,8 @@ def test_a_picture_is_found_under_the_spelling_that_screening_found(tmp_path, wr
     file.parent.mkdir(parents=True, exist_ok=True)
     rf.draw(tmp_path / "out.png")
     shutil.copy(tmp_path / "out.png", file)
-    pictures = Pictures(tmp_path / "in", {})
-    assert pictures.open(rf.ok("a", written))
-    assert refused(pictures, rf.ok("a", "..\\out.png")) == Fail.VANISHED
+    assert shown(tmp_path / "in", rf.ok("a", written)).any()
+    assert refused(tmp_path / "in", rf.ok("a", "..\\out.png")) == Fail.VANISHED
 
 
 def test_nothing_outside_the_folder_is_opened(tmp_path):
@@ -94,10 +95,9 @@ def test_nothing_outside_the_folder_is_opened(tmp_path):
     inside.mkdir()
     rf.draw(tmp_path / "secret.png")
     (inside / "link.png").symlink_to(tmp_path / "secret.png")
-    pictures = Pictures(inside, {})
     for path in ("../secret.png", str(tmp_path / "secret.png"), "link.png", "a\0b", "", "."):
-        assert refused(pictures, rf.ok("a") | {"path": path}) is Fail.VANISHED
-    assert refused(pictures, rf.ok("a") | {"path": None}) is Fail.VANISHED
+        assert refused(inside, rf.ok("a") | {"path": path}) is Fail.VANISHED
+    assert refused(inside, rf.ok("a") | {"path": None}) is Fail.VANISHED
 
 
 @pytest.mark.parametrize("mode", ["none 0f", "hashed 0f"])
@@ -108,15 +108,15 @@ def test_results_without_plain_paths_say_so(tmp_path, mode):
 
 def test_masks_are_never_laid_over_another_picture(tmp_path):
     rf.draw(tmp_path / "a.png", 301, 260)
-    assert refused(Pictures(tmp_path, {}), rf.ok("a")) is Fail.CHANGED
+    assert refused(tmp_path, rf.ok("a")) is Fail.CHANGED
 
 
 def test_a_file_that_was_replaced_by_another_of_its_size_is_refused(tmp_path):
     rf.draw(tmp_path / "a.png")
     row = rf.ok("a", file_crc32=zlib.crc32((tmp_path / "a.png").read_bytes()))
-    assert Pictures(tmp_path, {}).open(row)
+    assert shown(tmp_path, row).any()
     cv2.imwrite(str(tmp_path / "a.png"), np.full((300, 260), 90, np.uint8))
-    assert refused(Pictures(tmp_path, {}), row) is Fail.CHANGED
+    assert refused(tmp_path, row) is Fail.CHANGED
 
 
 def test_a_mask_of_another_grid_is_refused():
@@ -177,7 +177,7 @@ def test_an_outline_encloses_the_mask_and_its_holes():
 
 def test_a_picture_is_shown_in_the_tones_in_which_it_was_screened(tmp_path):
     rf.draw(tmp_path / "a.png")
-    grey = show(open_image((tmp_path / "a.png").read_bytes()))
+    grey = shown(tmp_path, rf.ok("a"))
     assert grey.shape == (300, 260) and grey.dtype == np.uint8
     assert grey.min() == 0 and grey.max() == 255
 

@@ -104,7 +104,7 @@ def test_pictures_that_are_gone_are_named_and_exit_with_3(tmp_path, pictures):
     results = rf.write(tmp_path / "r.parquet", [rf.ok("a"), rf.ok("gone")])
     words = ["report", results, "--images", pictures, "--out", tmp_path / "r.html"]
     done = CliRunner().invoke(main, [str(w) for w in words])
-    assert done.exit_code == 3 and "gone: vanished" in done.stderr
+    assert done.exit_code == 3 and "gone.png: vanished" in done.stderr
     data, shown = blocks((tmp_path / "r.html").read_text())
     assert len(data["rows"]) == 2 and len(shown) == 1
 

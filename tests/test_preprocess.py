@@ -254,7 +254,7 @@ def test_the_picture_at_full_size_has_the_tones_that_were_screened(presentation)
     """On samples of the grid's own size both are the same, bit for bit."""
     samples = np.rint(RAMP).astype(np.uint16)
     shown = picture(samples, presentation)
-    assert np.array_equal(shown, preprocess(samples, presentation).pixels)
+    assert np.array_equal(shown, np.rint(preprocess(samples, presentation).pixels * 255))
 
 
 @pytest.mark.parametrize("presentation", FULL_SIZE)
@@ -263,4 +263,13 @@ def test_a_larger_picture_shows_each_cell_as_it_was_screened(presentation):
     shown = picture(samples, presentation)
     assert shown.shape == samples.shape
     screened = preprocess(samples, presentation).pixels
-    assert np.allclose(shown[1::3, ::2], screened, atol=1e-5)
+    assert np.abs(shown[1::3, ::2] - np.rint(screened * 255)).max() <= 1
+
+
+@pytest.mark.parametrize("presentation", FULL_SIZE)
+def test_a_picture_does_not_depend_on_the_rows_taken_at_once(presentation, monkeypatch):
+    samples = np.rint(RAMP).astype(np.uint16).repeat(3, axis=0)
+    whole = picture(samples, presentation)
+    for strip in (1, 5 * 224 + 1):
+        monkeypatch.setattr("comit.preprocess.STRIP", strip)
+        assert np.array_equal(picture(samples, presentation), whole)

@@ -6,8 +6,8 @@ files are opened for reading, memory is granted by the parent, so it may be kill
     parent                          worker
       Task(item, file)     ->         reads and opens the file
                            <-       Need(bytes)     only for what its slot cannot hold
-      offset in the ring   ->         decodes and preprocesses into the ring; for an engine that
-                           <-       Done(item, ...)     preprocesses itself (raw) decodes alone
+      offset in the ring   ->         decodes into the ring, as far as the task wants
+                           <-       Done(item, ...)
 
 It has two slots of the ring to itself, used in turn: what is decoded ahead lies in one while the
 parent takes the pixels out of the other.
@@ -24,7 +24,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
@@ -51,7 +51,7 @@ class Task(NamedTuple):
 
     item: int  # its index in the work list
     file: bytes
-    raw: bool = False  # not preprocessed, where the GPU's kernels take it
+    want: str = "grid"  # a key of STORES
 
 
 class Need(NamedTuple):
@@ -61,7 +61,7 @@ class Need(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What an item that stays raw left at the beginning of its slot or block."""
+    """What an item that is not the grid left at the beginning of its slot or block."""
 
     shape: tuple[int, int]
     dtype: str
@@ -76,6 +76,14 @@ class Stored(NamedTuple):
             lines = np.ndarray((height, 1 + width * dtype.itemsize), np.uint8, memory, offset)
             return Rows(lines, dtype)
         return np.ndarray(self.shape, dtype, memory, offset)
+
+
+class Kept(NamedTuple):
+    """How an item was stored, and what was found on the way."""
+
+    stored: Stored | None = None  # as Done has it
+    voi: str | None = None
+    warnings: tuple[Caution, ...] = ()
 
 
 class Done(NamedTuple):
@@ -99,8 +107,11 @@ class Done(NamedTuple):
     gated: bool = True  # the gate may skip it: tags do not verify it, nor does the policy take all
 
 
-def main() -> None:
-    """Serves items until the pipe closes. Arguments: pipe, ring, its size, slots; JSON."""
+def main(stores: Mapping[str, Store] | None = None) -> None:
+    """Serves items until the pipe closes. Arguments: pipe, ring, its size, slots; JSON.
+
+    ``stores`` are what a task may want, if not :data:`STORES`.
+    """
     pipe, ring, size, slots = (int(a) for a in sys.argv[1:5])
     policy, limits = json.loads(sys.argv[5])
     forbid_core_dumps()
@@ -116,7 +127,8 @@ def main() -> None:
         parent = Parent(connection, memory, slots)
         while True:
             task = parent.next_task()
-            connection.send(_process(task, Limits(**limits), policy, parent))
+            store = (stores or STORES)[task.want]
+            connection.send(_process(task, store, Limits(**limits), policy, parent))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
 
@@ -164,25 +176,19 @@ class Parent:
         return int(message)
 
 
-def _process(task: Task, limits: Limits, policy: ViewPolicy, parent: Parent) -> Done:
+def _process(task: Task, store: Store, limits: Limits, policy: ViewPolicy, parent: Parent) -> Done:
     started = time.perf_counter()
     contents = Contents()
     image: Image | None = None
     reason: str | None = None
-    voi: str | None = None
-    found: tuple[Caution, ...] = ()
-    stored: Stored | None = None
+    kept = Kept()
     try:
         contents = read_file(task.file, limits.file_bytes, parent.allow)
         image = open_image(contents.data, limits, policy)
         if image.skip is not None:
             reason = image.skip
         else:
-            shape = (image.height, image.width)
-            if task.raw and takes(shape, image.dtype, image.presentation):
-                stored = _store(image, contents.data, parent)
-            else:
-                voi, found = _store_pixels(image, parent)
+            kept = store(image, contents.data, parent)
     except ItemError as error:
         reason = error.reason
     except MemoryError:
@@ -200,43 +206,50 @@ def _process(task: Task, limits: Limits, policy: ViewPolicy, parent: Parent) -> 
     if image is None:
         return done
     return done._replace(
-        warnings=tuple(str(w) for w in dict.fromkeys([*image.warnings, *found])),
+        warnings=tuple(str(w) for w in dict.fromkeys([*image.warnings, *kept.warnings])),
         view=image.view,
         rows=image.height,
         cols=image.width,
-        voi=voi,
+        voi=kept.voi,
         sop_instance_uid=image.sop_instance_uid,
         series_instance_uid=image.series_instance_uid,
         study_instance_uid=image.study_instance_uid,
-        stored=stored,
+        stored=kept.stored,
         gated=not image.verified and policy != "all",
     )
 
 
-def _store_pixels(image: Image, parent: Parent) -> tuple[str, tuple[Caution, ...]]:
-    """Puts the pixels of the grid into the ring; what preprocessing said."""
+def _store_grid(image: Image, data: bytes, parent: Parent) -> Kept:
+    """Puts the pixels of the grid into the ring."""
     offset = parent.place(image.nbytes, image.working)
     pixels, voi, found = preprocess(image.samples(parent.memory, offset), image.presentation)
     # The stored values are done with: the grid takes their place.
     np.ndarray((SIZE, SIZE), np.float32, parent.memory, offset)[...] = pixels
-    return voi, found
+    return Kept(None, voi, found)
 
 
-def _store(image: Image, data: bytes, parent: Parent) -> Stored:
-    """Puts samples into the ring as they are; of a PNG its scanlines."""
+def _store_samples(image: Image, data: bytes, parent: Parent) -> Kept:
+    """Puts samples into the ring as they are, of a PNG its scanlines, where the GPU takes them."""
     from comit.gpu.png import read_rows
 
     shape, dtype, shown = (image.height, image.width), image.dtype.str, image.presentation
+    if not takes(shape, image.dtype, shown):
+        return _store_grid(image, data, parent)
     rows = read_rows(data)
     if rows is not None:
         offset = parent.place(rows.data.nbytes)
         np.ndarray(rows.data.shape, np.uint8, parent.memory, offset)[...] = rows.data
-        return Stored(shape, dtype, "rows", shown)
+        return Kept(Stored(shape, dtype, "rows", shown))
     offset = parent.place(image.height * image.width * image.dtype.itemsize, image.working)
     samples = image.samples(parent.memory, offset)
     if image.in_place:
         np.ndarray(shape, image.dtype, parent.memory, offset)[...] = samples
-    return Stored(shape, dtype, "samples", shown)
+    return Kept(Stored(shape, dtype, "samples", shown))
+
+
+# Each decodes an opened image, whose file's bytes come with it, into a slot or block; ItemError.
+Store = Callable[[Image, bytes, Parent], Kept]
+STORES: dict[str, Store] = {"grid": _store_grid, "samples": _store_samples}
 
 
 class Contents(NamedTuple):

@@ -173,11 +173,16 @@ def _say(text: str) -> None:
 
 def _close(made: Made, text: str) -> None:
     """Sums up what was made; exit code 3 where pictures were not found or not readable."""
+    from comit.console import printable
+    from comit.reasons import Fail
+
     _say(f"{text}. Research use only")
-    for row_id, reason in made.problems[:10]:
-        _say(f"  {row_id}: {reason}")
+    for path, reason in made.problems[:10]:
+        _say(f"  {printable(path)}: {reason}")
     if made.problems:
-        _say(f"{len(made.problems):,} rows could not be shown; is --images the screened folder?")
+        elsewhere = {reason for _, reason in made.problems} & {Fail.CHANGED, Fail.VANISHED}
+        advice = "; is --images the screened folder?" if elsewhere else ""
+        _say(f"{len(made.problems):,} rows could not be shown{advice}")
         sys.exit(3)
 
 

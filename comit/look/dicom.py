@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,22 +22,19 @@ import numpy as np
 
 from comit import __version__
 from comit.console import Console
-from comit.decode.dicom import is_dicom
 from comit.errors import ItemError, MissingExtra
 from comit.look.output import Made, make_folder, write
 from comit.look.picture import (
     RESEARCH,
+    Grey,
     Masks,
     Pictures,
     Rgb,
     draw,
     file_stem,
     masks,
-    open_as,
-    show,
     to_picture,
 )
-from comit.look.reference import reference
 from comit.reasons import Fail
 from comit.results import COLUMNS, provenance, read
 
@@ -62,23 +61,24 @@ def export(
         raise MissingExtra("writing DICOM", "dicom") from error
     table = read(results, COLUMNS)
     said = provenance(table)
-    pictures = Pictures(images, said)
+    found = Pictures(images, said)
     make_folder(out)
     made = Made()
-    with (console or Console(quiet=True)).progress("writing", len(table)) as step:
+    progress = (console or Console(quiet=True)).progress("writing", len(table))
+    with found as pictures, progress as step:
         for row in (r for b in table.to_batches(max_chunksize=256) for r in b.to_pylist()):
             step()
             if row["status"] != "ok" or (kind != "sr" and row["lung_rle"] is None):
                 made.without += 1
                 continue
             try:
-                data = pictures.data(row)
-                if not is_dicom(data):
+                source = pictures.header(row)
+                if source is None:
                     made.without += 1
                     continue
-                content = make(kind, data, row, said)
+                content = make(kind, source, row, said, partial(pictures.shown, row))
             except ItemError as error:
-                made.problems.append((row["row_id"], str(error.reason)))
+                made.failed(row, error)
                 continue
             to = out / f"{file_stem(row)}.{kind}.dcm"
             write(to, content)
@@ -86,24 +86,28 @@ def export(
     return made
 
 
-def make(kind: Kind, data: bytes, row: dict[str, Any], said: dict[str, Any]) -> bytes:
-    """The bytes of one object of ``kind`` for the radiograph in ``data``.
+def make(
+    kind: Kind,
+    source: Dataset,
+    row: dict[str, Any],
+    said: dict[str, Any],
+    shown: Callable[[], Grey],
+) -> bytes:
+    """The bytes of one object of ``kind`` for the radiograph with the header ``source``.
 
-    ``said`` is the results' provenance. SEG and SC need a row with masks. Raises ItemError:
-    ``changed`` where the radiograph is not the row's, ``corrupt`` where its header does not
-    identify it.
+    ``said`` is the results' provenance, ``shown`` gives the radiograph for SC, (H, W). SEG and SC
+    need a row with masks. Raises ItemError ``corrupt`` where masks or header allow no object, and
+    what ``shown`` does.
     """
-    image = open_as(row, data)
     with warnings.catch_warnings():  # pydicom's quote header values, which name patients
         warnings.simplefilter("ignore")
         try:
-            source = reference(data)
             if kind == "sr":
                 made = _report(source, row, said)
             elif kind == "seg":
                 made = _segmentation(source, masks(row), said)
             else:
-                rgb = draw(show(image), masks(row), label=_label(row, said))
+                rgb = draw(shown(), masks(row), label=_label(row, said))
                 made = _capture(source, rgb, said)
             made.SpecificCharacterSet = source.SpecificCharacterSet
             buffer = BytesIO()

@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.card import BUNDLED
-from comit.decode import Image
 from comit.errors import MissingExtra
-from comit.preprocess import preprocess
 
 
 class GradCam:
@@ -28,12 +26,14 @@ class GradCam:
         self._network = network_of(model or BUNDLED)
         self._task = task
 
-    def __call__(self, image: Image) -> NDArray[np.float32]:
-        """(224, 224) in [0, 1]; 1 is what raises this picture's score most. Raises ItemError."""
+    def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(224, 224) as the network gets them to as many in [0, 1].
+
+        1 is what raises this picture's score most.
+        """
         import torch
 
         from comit.training.gradcam import gradcam
 
-        pixels = preprocess(image.samples(), image.presentation).pixels
         (found,) = gradcam(self._network, torch.from_numpy(pixels)[None, None], self._task)
         return np.asarray(found, np.float32)

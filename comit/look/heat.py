@@ -10,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.card import read_card
-from comit.decode import Image
 from comit.engine import load_engine
 from comit.errors import UsageError
-from comit.preprocess import preprocess
 
 DISEASE = 1  # of the two masks
 
@@ -29,8 +27,7 @@ class Heat:
             raise UsageError(f"the results are of {said.get('model')}, which {model} is not")
         self._engine = load_engine(model, batch_size=1)
 
-    def disease(self, image: Image) -> NDArray[np.uint8]:
-        """(224, 224) probability of disease times 255; raises ItemError."""
-        pixels = preprocess(image.samples(), image.presentation).pixels
+    def disease(self, pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """(224, 224) probability of disease times 255, of (224, 224) as the network gets them."""
         found: NDArray[np.uint8] = self._engine.infer(pixels[None, None]).masks[0, DISEASE]
         return found

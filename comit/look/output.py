@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from comit.errors import UsageError
+from comit.errors import ItemError, UsageError
 
 
 @dataclass
@@ -13,8 +15,12 @@ class Made:
     """What was written, and why for some rows nothing was."""
 
     files: list[Path] = field(default_factory=list)
-    problems: list[tuple[str, str]] = field(default_factory=list)  # row_id, code of comit.reasons
+    problems: list[tuple[str, str]] = field(default_factory=list)  # path, code of comit.reasons
     without: int = 0  # rows that have nothing to show: no masks, or a file of another kind
+
+    def failed(self, row: Mapping[str, Any], error: ItemError) -> None:
+        """Notes a row that could not be shown, by its path, or its row_id where it has none."""
+        self.problems.append((row["path"] or row["row_id"], str(error.reason)))
 
 
 def make_folder(out: Path) -> None:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from comit.decode import Image
-
 NEEDED = (
     "row_id",
     "path",
@@ -38,24 +36,26 @@ def overlay(
     *,
     fill: bool = False,
     flagged: bool = False,
-    explain: Callable[[Image], NDArray[np.float32]] | None = None,
+    explain: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
     console: Console | None = None,
 ) -> Made:
     """Writes a PNG into ``out`` for every row of ``results`` with masks.
 
     ``images`` is the folder that was screened; None is the one that the results name. ``flagged``
-    leaves the other rows out; ``explain`` makes a heat map of (224, 224) in [0, 1] to lay beneath
-    the masks. Raises UsageError; the trouble of one picture is noted and the others are made.
+    leaves the other rows out; ``explain`` makes of the network's input a heat map of (224, 224) in
+    [0, 1] to lay beneath the masks. Raises UsageError; the trouble of one picture is noted and the
+    others are made.
     """
     import cv2
 
-    from comit.look.picture import Pictures, draw, file_stem, masks, show
+    from comit.look.picture import Pictures, draw, file_stem, masks
 
     table = read(results, NEEDED)
-    pictures = Pictures(images, provenance(table))
+    found = Pictures(images, provenance(table))
     make_folder(out)
     made = Made()
-    with (console or Console(quiet=True)).progress("drawing", len(table)) as step:
+    progress = (console or Console(quiet=True)).progress("drawing", len(table))
+    with found as pictures, progress as step:
         for row in (r for b in table.to_batches(max_chunksize=256) for r in b.to_pylist()):
             step()
             if row["lung_rle"] is None or (
@@ -64,11 +64,10 @@ def overlay(
                 made.without += 1
                 continue
             try:
-                image = pictures.open(row)
-                heat = explain(image) if explain else None
-                rgb = draw(show(image), masks(row), fill=fill, heat=heat)
+                heat = explain(pictures.pixels(row)) if explain else None
+                rgb = draw(pictures.shown(row), masks(row), fill=fill, heat=heat)
             except ItemError as error:
-                made.problems.append((row["row_id"], str(error.reason)))
+                made.failed(row, error)
                 continue
             to = out / f"{file_stem(row)}.png"
             encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1]

@@ -12,20 +12,26 @@ import re
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.decode import Image, Limits, open_image
-from comit.decode.worker import read_file
+from comit.config import ring_bytes
+from comit.decode import Limits
+from comit.decode.worker import Done, Task
 from comit.errors import ItemError, UsageError
 from comit.identifiers import names
-from comit.preprocess import SIZE, picture
-from comit.reasons import Fail
+from comit.pool import Pool
+from comit.preprocess import SIZE
+from comit.reasons import REASONS, Fail
 from comit.results import decode_mask
+from comit.screen import Options
 from comit.source.spelling import spellings
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 Mask = NDArray[np.bool_]
 Grey = NDArray[np.uint8]
@@ -41,15 +47,24 @@ RAMP = (  # red, green, blue and opacity of a heat map at 0, 1/4, 1/2, 3/4 and 1
     (1.0, 0.75, 0.18, 0.60),
     (1.0, 1.0, 0.69, 0.65),
 )
+WORKER = "from comit.look.worker import main; main()"
+# Bytes that a picture's stored values may take, and decoding beside them: twice what screening
+# has, as the picture shown lies beside those. No more is taken than a picture needs.
+RING = 2 * Options.ring_bytes
+TIMEOUT = Options.timeout  # seconds
 Row = Mapping[str, Any]
 
 
 class Pictures:
-    """Finds the files of rows under the folder they were screened from.
+    """The files of rows, found under the folder they were screened from; a context manager.
 
     ``root`` is that folder, None is the one that the results name in ``said``, their provenance.
-    Nothing outside it is opened, whatever a path says. Raises UsageError where there is no such
-    folder, or the results hold no plain paths.
+    Nothing outside it is opened, whatever a path says. Files are read and decoded by another
+    process, as in screening: one that crashes it, or takes too long or too much memory, costs
+    itself. Raises UsageError where there is no such folder, or the results hold no plain paths.
+
+    Its methods raise ItemError: ``vanished`` where there is no file, ``changed`` where it is not
+    the one that was screened (masks are never laid over another picture), and what decoding finds.
     """
 
     def __init__(self, root: Path | None, said: Mapping[str, Any]) -> None:
@@ -66,21 +81,56 @@ class Pictures:
         if not folder.is_dir():
             raise UsageError(f"{folder} is not a folder; give the screened one with --images")
         self._root = os.path.realpath(os.fsencode(folder))
+        self._pool: Pool | None = None
 
-    def data(self, row: Row) -> bytes:
-        """The bytes of a row's file; raises ItemError.
+    def __enter__(self) -> Pictures:
+        return self
 
-        ``vanished`` where there is none, ``changed`` where they are not those that were screened:
-        masks are never laid over another picture.
+    def __exit__(self, *raised: object) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+    def shown(self, row: Row) -> Grey:
+        """(H, W) uint8 in the tones that the picture was screened in, air dark."""
+        return self._decoded(row, "picture")
+
+    def pixels(self, row: Row) -> NDArray[np.float32]:
+        """(224, 224) float32 in [0, 1]: what the network gets."""
+        return self._decoded(row, "grid")
+
+    def header(self, row: Row) -> Dataset | None:
+        """What a derived object needs of a DICOM header; None where the file is not DICOM.
+
+        ``corrupt`` where it does not identify the radiograph.
         """
+        from comit.look.reference import unpack
+
+        content = self._decoded(row, "header").tobytes()
+        return unpack(content) if content else None
+
+    def _decoded(self, row: Row, want: str) -> NDArray[Any]:
+        """What a decoding process gives of a row's file."""
+        file = self._file(row)
+        if self._pool is None:
+            # Whatever the view policy was: a row says that its picture was screened.
+            self._pool = Pool(1, ring_bytes(RING), Limits(), TIMEOUT, "all", WORKER)
+        ((done, found),) = (
+            (done, None if view is None else np.array(view))
+            for done, view in self._pool.run([Task(0, file, want)])
+        )
+        if _is_another(row, done):
+            raise ItemError(Fail.CHANGED)
+        if found is None:
+            raise ItemError(REASONS[str(done.reason)])
+        return found
+
+    def _file(self, row: Row) -> bytes:
+        """The name of a row's file."""
         path = row["path"] or ""
         for name in chain(names(path), spellings(path, lambda part: self._found(part) is not None)):
             file = self._found(name)
             if file is not None and os.path.isfile(file):  # noqa: PTH113
-                contents = read_file(file, Limits().file_bytes)
-                if row["file_crc32"] not in (None, contents.crc32):
-                    raise ItemError(Fail.CHANGED)
-                return contents.data
+                return file
         raise ItemError(Fail.VANISHED)
 
     def _found(self, name: bytes) -> bytes | None:
@@ -91,28 +141,14 @@ class Pictures:
         inside = file.startswith(self._root.rstrip(b"/") + b"/")
         return file if inside and os.path.exists(file) else None  # noqa: PTH110
 
-    def open(self, row: Row) -> Image:
-        """The picture of a row, its pixels not yet decoded; raises ItemError."""
-        return open_as(row, self.data(row))
 
-
-def open_as(row: Row, data: bytes) -> Image:
-    """The picture in a file's bytes, where it is the row's; raises ItemError.
-
-    ``changed`` where it has another size or SOPInstanceUID.
-    """
-    image = open_image(data)
-    uid = row["sop_instance_uid"]
-    if (image.height, image.width) != (row["rows"], row["cols"]) or (
-        uid is not None and image.sop_instance_uid is not None and uid != image.sop_instance_uid
-    ):
-        raise ItemError(Fail.CHANGED)
-    return image
-
-
-def show(image: Image) -> Grey:
-    """(H, W) uint8 in the tones it was screened in, air dark. Raises ItemError."""
-    return np.rint(picture(image.samples(), image.presentation) * 255).astype(np.uint8)
+def _is_another(row: Row, done: Done) -> bool:
+    """Whether a file is not the one of a row, by what is known of both."""
+    pairs = [(row[name], getattr(done, name)) for name in ("file_crc32", "sop_instance_uid")]
+    opened = done.rows is not None
+    return any(a != b for a, b in pairs if None not in (a, b)) or (
+        opened and (row["rows"], row["cols"]) != (done.rows, done.cols)
+    )
 
 
 class Masks(NamedTuple):

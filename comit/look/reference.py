@@ -1,6 +1,8 @@
 """What derived objects take over from a radiograph's header: patient and study, where valid.
 
 A value that its VR does not allow (a malformed birth date or age) is dropped rather than copied.
+The header is read where files are decoded, in a process that may be killed: what is taken over
+comes from there as a data set of a few hundred bytes.
 """
 
 from __future__ import annotations
@@ -56,9 +58,13 @@ PATTERNS = {  # by keyword or VR, beyond what pydicom checks
 
 
 def reference(data: bytes) -> Dataset:
-    """Header of a radiograph: what derived objects need, valid values only; raises ItemError."""
+    """Header of a radiograph: what derived objects need, valid values only.
+
+    Raises ItemError ``corrupt`` where it does not identify the radiograph, and what pydicom does.
+    """
     from pydicom import dcmread
-    from pydicom.dataset import Dataset
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
 
     raw = dcmread(BytesIO(data), force=True, stop_before_pixels=True)
     kept = Dataset()
@@ -71,8 +77,23 @@ def reference(data: bytes) -> Dataset:
         if keyword not in kept:
             setattr(kept, keyword, None)
     kept.SpecificCharacterSet = "ISO_IR 192"  # texts are decoded by now, and written as UTF-8
-    kept.file_meta = raw.file_meta
+    kept.file_meta = FileMetaDataset()
+    kept.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian  # highdicom asks for it
     return kept
+
+
+def pack(kept: Dataset) -> bytes:
+    """What :func:`reference` gives, as the bytes of a DICOM file."""
+    buffer = BytesIO()
+    kept.save_as(buffer, enforce_file_format=False)
+    return buffer.getvalue()
+
+
+def unpack(content: bytes) -> Dataset:
+    """The data set that was packed."""
+    from pydicom import dcmread
+
+    return dcmread(BytesIO(content), force=True)
 
 
 def valid(ds: Dataset, keyword: str) -> bool:

@@ -25,7 +25,7 @@ from comit.card import BUNDLED
 from comit.console import Console
 from comit.errors import ItemError, UsageError
 from comit.look.output import Made, refuse_input, write
-from comit.look.picture import RAMP, Pictures, masks, outline, show
+from comit.look.picture import RAMP, Pictures, masks, outline
 from comit.look.worklist import triage
 from comit.reasons import Caution, Fail, Skip
 from comit.results import SCORES, provenance, read
@@ -86,19 +86,19 @@ def write_report(
     shown: dict[int, dict[str, str]] = {}
     made = Made([out])
     if top:
-        pictures, heat = Pictures(images, said), _heat(model, said, console)
+        found, heat = Pictures(images, said), _heat(model, said, console)
         runs = read(results, ("row_id", "file_crc32", "lung_rle", "disease_rle"))
         place = {row_id: i for i, row_id in enumerate(runs["row_id"].to_pylist())}
         first = [(i, row) for i, row in enumerate(rows[:top]) if row["status"] == "ok"]
         first += [(i, row) for i, row in enumerate(rows) if row["reason"] == NOT_A_CHEST][:top]
-        with console.progress("drawing", len(first)) as step:
+        with found as pictures, console.progress("drawing", len(first)) as step:
             for i, row in first:
                 step()
                 (of_row,) = runs.slice(place[row["row_id"]], 1).to_pylist()
                 try:
                     shown[i] = _picture(pictures, row | of_row, heat)
                 except ItemError as error:
-                    made.problems.append((row["row_id"], str(error.reason)))
+                    made.failed(row, error)
     data = {
         "summary": summary(rows, said, _run(run)),
         "by": by,
@@ -127,8 +127,7 @@ def _heat(model: Path | None, said: dict[str, Any], console: Console) -> Heat | 
 
 def _picture(pictures: Pictures, row: dict[str, Any], heat: Heat | None) -> dict[str, str]:
     """The X-ray and its heat map as JPEG in base64, the outlines of its masks as SVG paths."""
-    image = pictures.open(row)
-    grey = show(image)
+    grey = pictures.shown(row)
     scale = min(1.0, LONGEST / max(grey.shape))
     if scale < 1:
         size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
@@ -138,7 +137,7 @@ def _picture(pictures: Pictures, row: dict[str, Any], heat: Heat | None) -> dict
         lungs, disease = masks(row)
         found |= {"lungs": outline(lungs), "disease": outline(disease)}
     if heat is not None and row["status"] == "ok":
-        found["heat"] = _jpeg(heat.disease(image))
+        found["heat"] = _jpeg(heat.disease(pictures.pixels(row)))
     return found
 
 

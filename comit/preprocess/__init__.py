@@ -38,6 +38,7 @@ CLIPPED = int(0.005 * SIZE * SIZE)  # 250 cells at either end
 # A window that leaves more than two thirds of the picture black, or white, is most likely another
 # picture's. Radiographs with much air around them have up to 0.44 of one shade.
 CLIPS = (2, 3)
+STRIP = 2**18  # pixels of a picture that are floats at once
 BAND = 4  # rows of cells in one product; 1, 2, 7 and more are slower on 1 and on 5 Mpx
 
 Grid = NDArray[np.float32]  # (224, 224)
@@ -174,20 +175,26 @@ def present(grid: Grid, presentation: Presentation) -> Preprocessed:
     return Preprocessed(pixels, tones.voi, tones.warnings)
 
 
-def picture(samples: NDArray[Any], presentation: Presentation) -> NDArray[np.float32]:
-    """(H, W) stored values to (H, W) float32 in [0, 1]: what was screened, at its full size.
+def picture(samples: NDArray[Any], presentation: Presentation) -> NDArray[np.uint8]:
+    """(H, W) stored values to (H, W) uint8: what was screened, at its full size.
 
     Window and stretch are those that :func:`preprocess` finds on the grid. Raises ItemError as
-    it does.
+    it does. Takes a few MiB beside what it gives: the values are floats a few rows at a time.
     """
     *_, tones = _tones(area_average(samples, presentation.padding), presentation)
-    outside = None
-    if presentation.padding is not None:
-        outside = (samples >= presentation.padding[0]) & (samples <= presentation.padding[1])
-    values = _modality(samples.astype(np.float32), presentation)
-    if tones.voi != "none" and presentation.voi is not None:
-        values = _voi(values, presentation.voi)
-    return _shown(values, outside, tones, presentation.inverted)
+    found = np.empty(samples.shape, np.uint8)
+    rows = max(1, STRIP // samples.shape[1])
+    for top in range(0, len(samples), rows):
+        strip = samples[top : top + rows]
+        outside = None
+        if presentation.padding is not None:
+            outside = (strip >= presentation.padding[0]) & (strip <= presentation.padding[1])
+        values = _modality(strip.astype(np.float32), presentation)
+        if tones.voi != "none" and presentation.voi is not None:
+            values = _voi(values, presentation.voi)
+        shown = _shown(values, outside, tones, presentation.inverted)
+        found[top : top + rows] = np.rint(shown * 255)
+    return found
 
 
 class _Tones(NamedTuple):
