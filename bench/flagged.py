@@ -55,7 +55,7 @@ def measure(source: Path, options: Options, shares: list[float], repeat: int) ->
         found = []
         for share in shares:
             lowest = scores[min(round((1 - share) * len(scores)), len(scores) - 1)]
-            point = OperatingPoint(unhealthy=0.0 if share >= 1 else lowest, covid=2.0)
+            point = OperatingPoint(unhealthy=0.0 if share >= 1 else lowest, covid=1.001)
             replace(card, operating_points={"90": point}).write(card_path(model))
             found.append(_compare(source, Path(folder), options, share, repeat))
         return found

@@ -289,7 +289,7 @@ def real(shared, tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_objects_of_real_radiographs_have_no_error(real, tmp_path, kind):
     found = export(*real, tmp_path, kind)
-    assert len(found.files) == 6 and found.problems == []
+    assert len(found.files) == 5 and found.problems == []
     assert {path.name: errors(path) for path in found.files} == {p.name: [] for p in found.files}
 
 
