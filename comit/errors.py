@@ -12,7 +12,7 @@ ItemError                  one input has no scores; becomes a row, never ends a 
 
 from __future__ import annotations
 
-from comit.reasons import Fail, Skip
+from comit.reasons import Fail, Skip, Unmade
 
 
 class ComitError(Exception):
@@ -60,6 +60,6 @@ class ItemError(Exception):
     at the point where the library is called.
     """
 
-    def __init__(self, reason: Skip | Fail) -> None:
+    def __init__(self, reason: Skip | Fail | Unmade) -> None:
         super().__init__(str(reason))
         self.reason = reason

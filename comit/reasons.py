@@ -141,4 +141,11 @@ class Caution(Code):
     VALUE_LEFT_OUT = "value_left_out", "a value of the file does not fit its column: null here"
 
 
+class Unmade(Code):
+    """Why ``comit dicom`` made no object of a row that is ok; results never hold these."""
+
+    UID = "uid", "its header lacks a usable UID of object, series or study, or of the SOP class"
+    OBJECT = "object", "highdicom cannot make an object of this kind from its header"
+
+
 REASONS: dict[str, Skip | Fail] = {str(code): code for code in (*Skip, *Fail)}

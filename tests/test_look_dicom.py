@@ -16,6 +16,7 @@ from pydicom import dcmread
 
 from comit.bench.faults import dicoms
 from comit.cli import main
+from comit.console import Console
 from comit.decode import open_image
 from comit.errors import ItemError
 from comit.look.dicom import export, make
@@ -23,6 +24,7 @@ from comit.look.picture import DISEASE, LUNGS
 from comit.look.reference import pack, reference, unpack
 from comit.preprocess import picture
 from comit.results import decode_mask, read
+from comit.screen import Options, screen
 
 hd = pytest.importorskip("highdicom")
 
@@ -229,10 +231,79 @@ def test_another_tool_finds_no_error(tmp_path, kind):
         assert errors(path) == []
 
 
-@pytest.mark.parametrize("tags", [{"StudyInstanceUID": None}, {"SeriesInstanceUID": "x"}])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"StudyInstanceUID": None},
+        {"SeriesInstanceUID": "x"},
+        {"SeriesInstanceUID": "1..2"},
+        {"StudyInstanceUID": "1." + "2" * 63},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI", "ignore:The value length")
 def test_a_radiograph_that_its_header_does_not_identify_has_no_object(tags):
-    with pytest.raises(ItemError, match="corrupt"):
+    with pytest.raises(ItemError, match="uid"):
         made("sr", radiograph(**tags))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("keyword", "uid"),
+    [
+        ("StudyInstanceUID", "1.2.840.0113619.2.11"),
+        ("SOPInstanceUID", "1.2.00"),
+        ("SeriesInstanceUID", "01.2"),
+        ("StudyInstanceUID", "7"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+def test_an_object_refers_to_the_uids_that_the_pacs_knows(kind, keyword, uid):
+    ds = made(kind, radiograph(**{keyword: uid}))
+    said = {e.keyword: e.value for e in ds.iterall()}
+    name = {"SOPInstanceUID": "ReferencedSOPInstanceUID"}.get(keyword, keyword)
+    if keyword != "SeriesInstanceUID" or kind != "sc":  # which names no series but its own
+        assert uid in {e.value for e in ds.iterall() if e.keyword == name}, said
+
+
+CLASSES = {
+    "multi-frame secondary capture": "1.2.840.10008.5.1.4.1.1.7.3",
+    "X-ray angiography": "1.2.840.10008.5.1.4.1.1.12.1",
+    "CT, which has a frame of reference": "1.2.840.10008.5.1.4.1.1.2",
+    "digital X-ray": "1.2.840.10008.5.1.4.1.1.1.1",
+    "a retired one": "1.2.840.10008.5.1.1.29",
+    "a private one": "1.2.392.200036.9125.1.1.2",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sop_class", CLASSES.values(), ids=CLASSES)
+@pytest.mark.parametrize("frames", [{}, {"NumberOfFrames": 1}])
+def test_one_frame_of_any_class_has_an_object(kind, sop_class, frames):
+    ds = made(kind, radiograph(SOPClassUID=sop_class, **frames))
+    referred = {e.value for e in ds.iterall() if e.keyword == "ReferencedSOPClassUID"}
+    assert referred == {sop_class}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "folder", ["leading-zero-uid-dicom", "seg-of-a-multi-frame-class-with-one-frame"]
+)
+def test_radiographs_of_the_field_have_objects(faults, tiny_model, tmp_path, folder, kind):
+    results = tmp_path / "r.parquet"
+    options = Options(model=tiny_model, workers=1, view_policy="all")
+    screen(faults / folder, results, options, console=Console(quiet=True))
+    found = export(results, None, tmp_path / "out", kind)
+    assert len(found.files) == 3 and found.problems == []
+
+
+def test_what_has_no_object_is_named_by_path_and_reason(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(radiograph(StudyInstanceUID=None))
+    results = rf.write(tmp_path / "r.parquet", [row()])
+    words = ["dicom", results, "--images", tmp_path, "--to", "sr", "--out", tmp_path / "out"]
+    done = CliRunner().invoke(main, [str(w) for w in words])
+    assert done.exit_code == 3 and "a.dcm: uid (its header lacks" in done.stderr
+    assert "--images" not in done.stderr
 
 
 def test_masks_are_never_put_on_another_radiograph(tmp_path):
@@ -277,9 +348,6 @@ def test_the_command_writes_and_counts(tmp_path):
 @pytest.fixture(scope="module")
 def real(shared, tmp_path_factory):
     """Results of every DICOM file of the shared folder, and that folder."""
-    from comit.console import Console
-    from comit.screen import screen
-
     results = tmp_path_factory.mktemp("real") / "r.parquet"
     screen(shared / "dicom", results, console=Console(quiet=True))
     return results, shared / "dicom"

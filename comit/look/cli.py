@@ -174,11 +174,12 @@ def _say(text: str) -> None:
 def _close(made: Made, text: str) -> None:
     """Sums up what was made; exit code 3 where pictures were not found or not readable."""
     from comit.console import printable
-    from comit.reasons import Fail
+    from comit.reasons import REASONS, Fail, Unmade
 
+    meanings = {str(c): c.meaning for c in (*REASONS.values(), *Unmade)}
     _say(f"{text}. Research use only")
     for path, reason in made.problems[:10]:
-        _say(f"  {printable(path)}: {reason}")
+        _say(f"  {printable(path)}: {reason} ({meanings[reason]})")
     if made.problems:
         elsewhere = {reason for _, reason in made.problems} & {Fail.CHANGED, Fail.VANISHED}
         advice = "; is --images the screened folder?" if elsewhere else ""

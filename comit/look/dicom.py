@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -35,7 +36,8 @@ from comit.look.picture import (
     masks,
     to_picture,
 )
-from comit.reasons import Fail
+from comit.look.reference import IDENTIFIED
+from comit.reasons import Unmade
 from comit.results import COLUMNS, provenance, read
 
 if TYPE_CHECKING:
@@ -96,27 +98,54 @@ def make(
     """The bytes of one object of ``kind`` for the radiograph with the header ``source``.
 
     ``said`` is the results' provenance, ``shown`` gives the radiograph for SC, (H, W). SEG and SC
-    need a row with masks. Raises ItemError ``corrupt`` where masks or header allow no object, and
-    what ``shown`` does.
+    need a row with masks. Raises ItemError: ``uid`` where the header does not identify the
+    radiograph, ``object`` where no object can be made of it, ``corrupt`` where the row's masks are
+    none, and what ``shown`` does.
     """
     with warnings.catch_warnings():  # pydicom's quote header values, which name patients
         warnings.simplefilter("ignore")
         try:
+            if not all(source.get(keyword) for keyword in IDENTIFIED):
+                raise ItemError(Unmade.UID)
+            single = _single(source)
             if kind == "sr":
-                made = _report(source, row, said)
+                made = _report(single, row, said)
             elif kind == "seg":
-                made = _segmentation(source, masks(row), said)
+                made = _segmentation(single, masks(row), said)
             else:
                 rgb = draw(shown(), masks(row), label=_label(row, said))
-                made = _capture(source, rgb, said)
+                made = _capture(single, rgb, said)
+            _refer(made, source)
             made.SpecificCharacterSet = source.SpecificCharacterSet
             buffer = BytesIO()
             made.save_as(buffer)
         except ItemError:
             raise
         except Exception as error:  # its text may hold header values
-            raise ItemError(Fail.CORRUPT) from error
+            raise ItemError(Unmade.OBJECT) from error
     return buffer.getvalue()
+
+
+def _single(source: Dataset) -> Dataset:
+    """The header as that of a Secondary Capture, which highdicom takes for what comit screens.
+
+    It goes by the SOP class: of a multi-frame one it wants functional groups, of others a Frame of
+    Reference, and it knows no private or retired ones. What was screened is one frame, and nothing
+    but patient, study and size is taken of it.
+    """
+    from pydicom.uid import SecondaryCaptureImageStorage
+
+    single = deepcopy(source)
+    single.SOPClassUID = SecondaryCaptureImageStorage
+    return single
+
+
+def _refer(made: Dataset, source: Dataset) -> None:
+    """Gives every reference to the radiograph its own SOP class."""
+    for element in made.iterall():
+        for item in element.value if element.VR == "SQ" else ():
+            if item.get("ReferencedSOPInstanceUID") == source.SOPInstanceUID:
+                item.ReferencedSOPClassUID = source.SOPClassUID
 
 
 def _segmentation(source: Dataset, found: Masks, said: dict[str, Any]) -> Dataset:

@@ -99,10 +99,7 @@ class Pictures:
         return self._decoded(row, "grid")
 
     def header(self, row: Row) -> Dataset | None:
-        """What a derived object needs of a DICOM header; None where the file is not DICOM.
-
-        ``corrupt`` where it does not identify the radiograph.
-        """
+        """What a derived object needs of a DICOM header; None where the file is not DICOM."""
         from comit.look.reference import unpack
 
         content = self._decoded(row, "header").tobytes()

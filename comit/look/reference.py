@@ -12,8 +12,7 @@ from datetime import datetime
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from comit.errors import ItemError
-from comit.reasons import Fail
+from comit.results import LONGEST
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -50,17 +49,18 @@ TYPE_2 = (  # present, and empty where unknown
     "ReferringPhysicianName",
 )
 PICTURED = ("Rows", "Columns", "Modality", "PatientOrientation")
-PATTERNS = {  # by keyword or VR, beyond what pydicom checks
+PATTERNS = {  # by keyword or VR, beyond what pydicom checks; of UIDs in its place
     "PatientSex": "[MFO]",
     "PatientOrientation": "[ALRPHF]{1,3}",
-    "UI": r"[0-9]+(\.[0-9]+)+",
+    "UI": r"[0-9]+(\.[0-9]+)*",
 }
 
 
 def reference(data: bytes) -> Dataset:
     """Header of a radiograph: what derived objects need, valid values only.
 
-    Raises ItemError ``corrupt`` where it does not identify the radiograph, and what pydicom does.
+    UIDs by which others know the radiograph are taken as they are: components may begin with 0,
+    which PS3.5 9.1 forbids and PACS keep. Raises what pydicom does.
     """
     from pydicom import dcmread
     from pydicom.dataset import Dataset, FileMetaDataset
@@ -71,8 +71,6 @@ def reference(data: bytes) -> Dataset:
     for keyword in (*IDENTIFIED, *INHERITED, *PICTURED):
         if keyword in raw and valid(raw, keyword):
             kept[keyword] = raw[keyword]
-    if any(not kept.get(keyword) for keyword in IDENTIFIED):
-        raise ItemError(Fail.CORRUPT)
     for keyword in TYPE_2:
         if keyword not in kept:
             setattr(kept, keyword, None)
@@ -126,6 +124,8 @@ def _allowed(keyword: str, vr: str, value: Any, declared: bool) -> bool:
     text = str(value)
     if vr == "US":
         return True
+    if vr == "UI":
+        return len(text) <= LONGEST and bool(re.fullmatch(PATTERNS[vr], text))
     validate_value(vr, text, RAISE)
     if vr == "DA":
         datetime.strptime(text, "%Y%m%d")
