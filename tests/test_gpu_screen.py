@@ -171,7 +171,7 @@ def test_masks_of_flagged_rows_or_none(
 ) -> None:
     everything = drawn(cpu[1])
     scores = sorted(r["score_unhealthy"] for r in everything.values() if r["status"] == "ok")
-    point = OperatingPoint(unhealthy=(scores[4] + scores[5]) / 2, covid=2.0)
+    point = OperatingPoint(unhealthy=(scores[4] + scores[5]) / 2, covid=1.0)
     model = tmp_path / "parting.onnx"
     model.write_bytes(tiny_model.read_bytes())
     replace(read_card(tiny_model), operating_points={"90": point}).write(card_path(model))
