@@ -243,7 +243,8 @@ def decode_mask(rle: dict[str, Any] | None) -> NDArray[np.bool_]:
     """
     import numpy as np
 
-    if not isinstance(rle, dict) or rle.get("size") != [SIDE, SIDE]:
+    # pandas gives the size as an array.
+    if not isinstance(rle, dict) or not np.array_equal(rle.get("size", ()), (SIDE, SIDE)):
         raise ItemError(Fail.CORRUPT)
     runs = _runs(rle.get("counts"))
     values = np.arange(len(runs)) % 2 == 1  # background first, in turns, down the columns

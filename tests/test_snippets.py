@@ -1,0 +1,286 @@
+"""Every snippet of the README and of docs/, run on the demo's own results as it stands."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from configparser import ConfigParser
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from pycocotools import mask
+
+from comit.cli import main
+from comit.demo import demo
+from comit.identifiers import Identifiers
+from comit.look.picture import to_picture
+from comit.results import decode_mask
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BESIDE = Path(sys.executable).parent  # where `comit` is
+# Shell snippets that are not run here, by their first words; their comit commands are parsed.
+LEFT = {
+    "pip install": "needs a package index",
+    "pip wheel": "needs a package index",
+    "comit export onnx bundled --precision fp16": "needs an NVIDIA GPU",
+    "bash bench/gpu_suite.sh": "needs an NVIDIA GPU",
+    "comit train": "needs X-rays with labels, and hours",
+    "comit data": "needs the public collections, and hours",
+}
+INSTALLS = re.compile(r"pip install \S+ && ")  # what goes before in the README's first command
+
+
+class Snippet(NamedTuple):
+    """A fenced block of a page."""
+
+    page: str
+    language: str
+    text: str
+
+    @property
+    def script(self) -> str:
+        """What of it is for a shell that has comit."""
+        return INSTALLS.sub("", self.text)
+
+    @property
+    def left(self) -> bool:
+        """Whether it is not run."""
+        return self.script.startswith(tuple(LEFT))
+
+
+def snippets(*languages: str) -> list[Snippet]:
+    """Those of all pages, in order."""
+    return [
+        Snippet(page.name, language, text)
+        for page in PAGES
+        for language, text in re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(), re.M | re.S)
+        if language in languages
+    ]
+
+
+def named(snippet: Snippet) -> str:
+    return f"{snippet.page}: {snippet.text.partition(chr(10))[0][:40]}"
+
+
+SHELL = [s for s in snippets("sh") if not s.left]
+PYTHON = {s.text.split("\n")[0]: s.text for s in snippets("python")}
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of every comit command in a text."""
+    for line in text.replace("\\\n", " ").splitlines():
+        for part in line.split("&&"):
+            words = shlex.split(part.partition(" #")[0])
+            if words and Path(words[0].partition("=")[2] or words[0]).name == "comit":
+                yield words[1:]
+
+
+def parse(words: list[str]) -> None:
+    """Raises click.UsageError where a command line is none of comit's."""
+    command: click.Command | None = main
+    while isinstance(command, click.Group):
+        name, *words = words
+        command = command.get_command(click.Context(command), name)
+    assert command is not None, name
+    try:
+        command.make_context(name, words)
+    except click.BadParameter as error:  # the pages' files are not here
+        if not isinstance(error.param and error.param.type, click.Path):
+            raise
+
+
+def comit(*words: object) -> None:
+    done = CliRunner().invoke(main, [str(w) for w in words])
+    assert done.exit_code in (0, 3), done.output
+
+
+@pytest.fixture(scope="module")
+def screened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder ``xrays`` of the demo, its results, and those of a manifest with ids 1, 2, 3."""
+    folder = tmp_path_factory.mktemp("demo")
+    files = demo(folder / "xrays", 6)
+    comit("screen", folder / "xrays", "--out", folder / "results.parquet", "--masks", "all")
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "path", "study_date"])
+        table.writerow(["007", "xrays/gone.png", "2026-11-21"])  # a row without mask comes first
+        table.writerows([i, f"xrays/{f.name}", "2026-11-22"] for i, f in enumerate(files, start=1))
+    comit("screen", folder / "manifest.csv", "--out", folder / "ids.parquet")
+    return folder
+
+
+@pytest.fixture(params=["results.parquet", "ids.parquet"])
+def rows(screened, request, tmp_path, monkeypatch):
+    """The rows of ``results.parquet`` in this folder, with ``wards.csv`` beside it."""
+    shutil.copy(screened / request.param, tmp_path / "results.parquet")
+    found = pq.read_table(tmp_path / "results.parquet").to_pylist()
+    with (tmp_path / "wards.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "ward"])
+        table.writerows([row["row_id"], f"ward {i}"] for i, row in enumerate(found))
+        table.writerow(["7", "nobody's"])  # 007 is somebody else
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+def run(first_line: str) -> dict:
+    """The names that a Python snippet leaves."""
+    found: dict = {}
+    exec(compile(PYTHON[first_line], first_line, "exec"), found)  # noqa: S102
+    return found
+
+
+# -- querying -------------------------------------------------------------------------------------
+
+
+def per_night(rows: list[dict]) -> list[tuple]:
+    ok = [r for r in rows if r["status"] == "ok"]
+    (night,) = {r["screened_at"].astimezone(datetime.UTC).date() for r in ok}
+    return [(night, len(ok), sum(r["flag_unhealthy"] for r in ok))]
+
+
+def by_ward(rows: list[dict]) -> list[tuple]:
+    flagged = [(i, r) for i, r in enumerate(rows) if r["flag_unhealthy"]]
+    flagged.sort(key=lambda pair: -pair[1]["score_unhealthy"])
+    return [(f"ward {i}", r["path"], r["score_unhealthy"]) for i, r in flagged]
+
+
+def first_lungs(rows: list[dict]) -> np.ndarray:
+    return mask.decode(next(r["lung_rle"] for r in rows if r["lung_rle"])).astype(bool)
+
+
+@pytest.mark.parametrize("library", ["duckdb", "polars as pl"])
+def test_duckdb_and_polars(rows, library):
+    pytest.importorskip(library.split()[0])
+    found = run(f"import {library}")
+    assert found["per_night"] == per_night(rows)
+    assert found["by_ward"] == by_ward(rows)
+    assert np.array_equal(decode_mask(found["rle"]), first_lungs(rows))
+
+
+def test_pandas(rows):
+    pytest.importorskip("pandas")
+    found = run("import pandas as pd")
+    assert list(found["per_night"].itertuples(name=None)) == per_night(rows)
+    assert list(found["by_ward"].itertuples(index=False, name=None)) == by_ward(rows)
+    assert np.array_equal(decode_mask(found["rle"]), first_lungs(rows))
+
+
+def test_the_query_for_a_shell(rows):
+    duckdb = pytest.importorskip("duckdb")
+    query = re.search(r'duckdb -c "(.*?)"', (ROOT / "docs" / "querying.md").read_text())[1]
+    counted = {(status, reason): n for status, reason, n in duckdb.sql(query).fetchall()}
+    assert sum(counted.values()) == len(rows) and counted["ok", None] == per_night(rows)[0][1]
+
+
+def test_a_mask_to_an_array(rows):
+    found = run("from comit.look.picture import to_picture")
+    lungs, row = first_lungs(rows), next(r for r in rows if r["lung_rle"])
+    assert np.array_equal(found["lungs"], lungs)
+    assert np.array_equal(found["large"], to_picture(lungs, row["rows"], row["cols"]))
+
+
+# -- README and operation -------------------------------------------------------------------------
+
+
+def test_what_comes_out(rows):
+    found = run("import pyarrow.parquet as pq")
+    assert found["flagged"] == [r["path"] for r in rows if r["flag_unhealthy"]]
+    assert np.array_equal(found["lungs"], first_lungs(rows))
+
+
+def test_in_python(screened, tmp_path, monkeypatch):
+    shutil.copytree(screened / "xrays", tmp_path / "xrays")
+    shutil.copy(next((tmp_path / "xrays").glob("*-chest-raw.dcm")), tmp_path / "xray.dcm")
+    monkeypatch.chdir(tmp_path)
+    found = run("from pathlib import Path")
+    assert found["report"].status["ok"] > 0 and Path("flagged.parquet").exists()
+    assert found["scores"].shape[0] == 1 and found["masks"].shape == (1, 2, 224, 224)
+
+
+def test_the_formula_for_hashes(tmp_path, monkeypatch):
+    (tmp_path / "comit.key").write_text("0123456789abcdef" * 4 + "\n")
+    monkeypatch.chdir(tmp_path)
+    hashed = run("import hashlib")["hashed"]
+    hidden = Identifiers("hashed", b"0123456789abcdef" * 4)
+    assert hashed("ward-3/IM0001.dcm") == hidden.path(b"ward-3/IM0001.dcm")
+    assert hashed("1.2.840.1") == hidden.uid("1.2.840.1")
+
+
+def test_every_snippet_in_python_is_run_here():
+    source = Path(__file__).read_text()
+    lines = {line for line in PYTHON if f'run("{line}")' in source}
+    assert {*PYTHON} - lines == {"import duckdb", "import polars as pl"}  # the two that share one
+
+
+# -- shell ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("snippet", SHELL, ids=named)
+def test_shell(snippet, screened, tmp_path):
+    """Run by bash where ``xrays`` and their results are; /archive is ``xrays`` too."""
+    if "comit dicom" in snippet.text:
+        pytest.importorskip("highdicom")
+    shutil.copytree(screened, tmp_path / "here")
+    here = tmp_path / "here"
+    (here / "run.json").write_text('{"images_per_second": 1, "screened": 4, "seconds": 4}')
+    shutil.copy(here / "results.parquet", here / "other.parquet")
+    script = snippet.script.replace("/archive", "xrays")
+    if "comit.key" in script and "openssl" not in script:
+        script = "(umask 077; echo 0123456789abcdef > comit.key)\n" + script
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=here,
+        env={**os.environ, "PATH": f"{BESIDE}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for words in commands(script):
+        if "--out" in words:
+            assert (here / words[words.index("--out") + 1]).exists()
+
+
+def test_what_is_not_run_is_named_and_is_there():
+    for start in LEFT:
+        assert any(s.script.startswith(start) for s in snippets("sh"))
+    fences = sum(len(re.findall(r"^```\w+$", p.read_text(), re.M)) for p in PAGES)
+    assert fences == len(snippets("sh", "python", "ini"))  # no other language
+
+
+@pytest.mark.parametrize("snippet", snippets("sh"), ids=named)
+def test_every_command_has_the_arguments_that_comit_takes(snippet):
+    for words in commands(snippet.text):
+        parse(words)
+
+
+def test_a_command_that_comit_does_not_take_is_noticed():
+    with pytest.raises(click.UsageError):
+        parse(["screen", "xrays", "--outt", "results.parquet"])
+
+
+@pytest.mark.parametrize("snippet", snippets("ini"), ids=named)
+def test_a_unit_is_read_and_starts_a_command_that_there_is(snippet):
+    unit = ConfigParser(interpolation=None)
+    unit.optionxform = str
+    unit.read_string(snippet.text)
+    assert unit["Unit"]["Description"]
+    started = [*commands(unit["Service"]["ExecStart"])] if "Service" in unit else []
+    assert len(started) == ("Service" in unit)
+    for words in started:
+        parse(words)
