@@ -23,6 +23,7 @@ STAGING = ".comit"  # in a folder of results: lock, key, and a run that is under
 FOREGROUND = 128  # of 255: the first value above probability 0.5, the paper's threshold (4.1)
 
 IDENTITY = ("row_id", "path")  # from the work list
+CHEST = "score_chest"  # by which the gate decides
 SCORES = ("score_unhealthy", "score_covid", "score_other")  # of a chest radiograph
 FINDINGS = (  # what screening adds, in the order of the file
     "status",
@@ -33,7 +34,7 @@ FINDINGS = (  # what screening adds, in the order of the file
     "cols",
     "voi",
     *SCORES,
-    "score_chest",
+    CHEST,
     "flag_unhealthy",
     "flag_covid",
     "sop_instance_uid",
@@ -126,7 +127,7 @@ def schema() -> pa.Schema:
     kinds = {
         "warnings": pa.list_(pa.string()),
         **dict.fromkeys(("rows", "cols"), pa.int32()),
-        **dict.fromkeys((*SCORES, "score_chest"), pa.float32()),
+        **dict.fromkeys((*SCORES, CHEST), pa.float32()),
         **dict.fromkeys(("lung_fraction", "disease_fraction"), pa.float32()),
         "file_size": pa.int64(),
         **dict.fromkeys(("file_mtime", "screened_at"), pa.timestamp("us", tz="UTC")),

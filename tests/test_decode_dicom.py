@@ -18,12 +18,13 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from outcomes import reason
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from comit.bench.faults import dicoms
 from comit.bench.faults.dicoms import dataset, make, picture, write
-from comit.decode import Limits, open_image
+from comit.decode import Limits
 from comit.decode.dicom import DicomImage, is_dicom, open_dicom
 from comit.errors import ItemError
 from comit.preprocess import Lut, Presentation, Window, preprocess
@@ -32,17 +33,6 @@ from comit.reasons import Caution, Fail, Skip
 
 def opened(data: bytes) -> DicomImage:
     return open_dicom(data, Limits())
-
-
-def reason(data: bytes) -> Skip | Fail | None:
-    """Why these bytes have no scores; None where they have."""
-    try:
-        image = open_image(data)
-        if image.skip is None:
-            image.samples()
-    except ItemError as error:
-        return error.reason
-    return image.skip
 
 
 # ---- the real files ------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import imagecodecs
 import numpy as np
 import pydicom
 import pytest
+from outcomes import outcome
 from pydicom.encaps import generate_frames
 
 from comit.bench.faults import dicoms
@@ -26,17 +27,6 @@ from comit.reasons import Caution, Fail, Skip
 PIXELS = picture()
 EIGHT = picture(bits=8).astype(np.uint8)
 VIEW = Caution.UNVERIFIED_VIEW
-
-
-def outcome(data: bytes) -> Skip | Fail | Image:
-    """The image after its pixels were read, or why it has none."""
-    try:
-        image = open_image(data)
-        if image.skip is None:
-            image.samples()
-    except ItemError as error:
-        return error.reason
-    return image.skip or image
 
 
 def samples(data: bytes, *warnings: Caution) -> np.ndarray:

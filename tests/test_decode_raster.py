@@ -11,6 +11,7 @@ import cv2
 import imagecodecs
 import numpy as np
 import pytest
+from outcomes import reason
 
 from comit.bench.faults.dicoms import picture
 from comit.decode import Limits, open_image
@@ -22,16 +23,6 @@ from comit.reasons import Caution, Fail, Skip
 EIGHT = picture(96, 80, bits=8).astype(np.uint8)
 SIXTEEN = picture(96, 80, bits=16)
 UNVERIFIED = [Caution.UNVERIFIED_VIEW]
-
-
-def reason(data: bytes) -> Skip | Fail | None:
-    try:
-        image = open_image(data)
-        if image.skip is None:
-            image.samples()
-    except ItemError as error:
-        return error.reason
-    return image.skip
 
 
 def read(data: bytes) -> tuple[np.ndarray, list[Caution]]:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from comit.errors import ItemError, UsageError
-from comit.results import SCORES, decode_mask, provenance, read
+from comit.results import CHEST, SCORES, decode_mask, provenance, read
 
-CHEST = "score_chest"
 FLAGS = ("flag_unhealthy", "flag_covid")
 MASKS = ("lung_rle", "disease_rle")
 

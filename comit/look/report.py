@@ -28,12 +28,11 @@ from comit.look.output import Made, refuse_input, write
 from comit.look.picture import RAMP, Pictures, masks, outline
 from comit.look.worklist import triage
 from comit.reasons import Caution, Fail, Skip
-from comit.results import SCORES, provenance, read
+from comit.results import CHEST, SCORES, provenance, read
 
 if TYPE_CHECKING:
     from comit.look.heat import Heat
 
-CHEST = "score_chest"
 COLUMNS = (  # of the table, in the order in which the page gets them
     "row_id",
     "path",

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from comit.decode import open_image
 from comit.errors import ItemError, UsageError
 from comit.preprocess import SIZE, area_average, preprocess
 
-COLUMNS = ("path", "split", "healthy", "covid", "other")  # a training manifest must have these
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 UNKNOWN = -1
 
 
@@ -85,22 +87,7 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     the last is where the lungs' outline says nothing), ``label_basis`` (where the labels come
     from).
     """
-    import pyarrow as pa
-
-    try:
-        table = parquet.table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"{path} cannot be read as a Parquet manifest") from error
-    if missing := [c for c in COLUMNS if c not in table.column_names]:
-        raise UsageError(f"{path} lacks the column {missing[0]!r} that training needs")
-    for name in COLUMNS:
-        kind = table.schema.field(name).type
-        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        wanted = "text" if name in ("path", "split") else "boolean"
-        if not (text if wanted == "text" else pa.types.is_boolean(kind) or pa.types.is_null(kind)):
-            raise UsageError(f"{path}: column {name!r} is {kind}, and must be {wanted}")
-        if wanted == "text" and table[name].null_count:
-            raise UsageError(f"{path}: column {name!r} has rows without a value")
+    table = _table(path, ("path", "split"), ("healthy", "covid", "other"), "training")
     rows: list[dict[str, Any]] = table.to_pylist()
     check_splits(rows, path)
     return rows
@@ -113,15 +100,7 @@ def read_gate(path: Path) -> list[dict[str, Any]]:
     They come back as rows of :func:`read_manifest` with absolute paths, all labels unknown and
     ``chest`` false; the kind is their source. Raises UsageError.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"{path} cannot be read as a Parquet manifest") from error
-    if missing := [c for c in ("path", "split", "kind") if c not in table.column_names]:
-        raise UsageError(f"{path} lacks the column {missing[0]!r} that a gate's manifest needs")
+    table = _table(path, ("path", "split", "kind"), (), "a gate's manifest")
     unknown = dict.fromkeys(("healthy", "covid", "other"))
     root = path.resolve().parent
     return [
@@ -134,6 +113,30 @@ def read_gate(path: Path) -> list[dict[str, Any]]:
         }
         for row in table.select(["path", "split", "kind"]).to_pylist()
     ]
+
+
+def _table(path: Path, texts: Sequence[str], flags: Sequence[str], purpose: str) -> pa.Table:
+    """A Parquet manifest with these columns of text, none of it null, and of booleans or null.
+
+    Raises UsageError naming what it lacks.
+    """
+    import pyarrow as pa
+
+    try:
+        table = parquet.table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"{path} cannot be read as a Parquet manifest") from error
+    if missing := [c for c in (*texts, *flags) if c not in table.column_names]:
+        raise UsageError(f"{path} lacks the column {missing[0]!r} that {purpose} needs")
+    for name in (*texts, *flags):
+        kind = table.schema.field(name).type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        wanted = "text" if name in texts else "boolean"
+        if not (text if wanted == "text" else pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+            raise UsageError(f"{path}: column {name!r} is {kind}, and must be {wanted}")
+        if wanted == "text" and table[name].null_count:
+            raise UsageError(f"{path}: column {name!r} has rows without a value")
+    return table
 
 
 def check_splits(rows: Iterable[dict[str, Any]], where: Path) -> None:

@@ -155,10 +155,12 @@ def classification(scores: NDArray[np.generic], cohort: Cohort) -> dict[str, flo
 
 def negatives(scores: NDArray[np.float32], cohort: Cohort) -> dict[str, NDArray[np.float32]]:
     """Scores of healthy images for ``unhealthy``, of images without COVID-19 for ``covid``."""
-    return {
-        "unhealthy": scores[cohort.unhealthy == 0, 0],
-        "covid": scores[cohort.findings[:, 0] == 0, 1],
-    }
+    return {k: scores[here, i] for i, (k, here) in enumerate(_without(cohort).items())}
+
+
+def _without(cohort: Cohort) -> dict[str, NDArray[np.bool_]]:
+    """Which images (N,) are known to be without it, in the order of the scores."""
+    return {"unhealthy": cohort.unhealthy == 0, "covid": cohort.findings[:, 0] == 0}
 
 
 def operating_points(scores: NDArray[np.float32], cohort: Cohort) -> dict[str, dict[str, Any]]:
@@ -171,8 +173,7 @@ def operating_points(scores: NDArray[np.float32], cohort: Cohort) -> dict[str, d
     ValueError where there are none.
     """
     below = negatives(scores, cohort)
-    without = {"unhealthy": cohort.unhealthy == 0, "covid": cohort.findings[:, 0] == 0}
-    sources = {k: cohort.source[v] for k, v in without.items()}
+    sources = {k: cohort.source[here] for k, here in _without(cohort).items()}
     found: dict[str, dict[str, Any]] = {}
     for percent in (90, 99):
         cuts = {k: threshold(v, percent, sources[k]) for k, v in below.items()}
