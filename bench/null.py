@@ -44,7 +44,7 @@ def install() -> None:
 
 
 if __name__ == "__main__":
-    from comit.cli import main
+    from comit.__main__ import run
 
     install()
-    main(prog_name="comit")
+    run()

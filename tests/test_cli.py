@@ -280,3 +280,19 @@ def test_closed_standard_streams_do_no_harm(tmp_path, tiny_model, pictures):
 def test_names_with_control_characters_are_shown_and_not_obeyed(tmp_path):
     result = comit("screen", tmp_path / "a\x1b[31mred", "--out", tmp_path / "r.parquet")
     assert "\x1b" not in result.stderr and "\\x1b" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "code"), [("--version", 0), ("screen missing --out x.parquet", 2), ("unknown", 2)]
+)
+def test_a_library_that_aborts_as_the_process_ends_changes_no_exit_code(given, code, tmp_path):
+    """Arrow does so now and then."""
+    script = (
+        "import ctypes; libc = ctypes.CDLL(None); libc.__cxa_atexit(libc.abort, None, None)\n"
+        "from comit.__main__ import run; run()"
+    )
+    command = [sys.executable, "-c", script, *given.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == code
+    assert ("comit, version" in done.stdout) == (code == 0)
+    assert ("missing" in done.stderr) == ("missing" in given)

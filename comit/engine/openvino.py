@@ -138,19 +138,21 @@ def _round_weights(network: Any) -> None:
     for conv in network.get_ops():
         if conv.get_type_name() != "Convolution":
             continue
-        after = _next(conv)
-        if after.get_type_name() == "Add":  # the convolution's own bias
-            after = _next(after)
         weight = conv.input_value(1).get_node().data.astype(np.float32)
         scale = np.ones((len(weight), 1, 1, 1), np.float32)
-        if after.get_type_name() == "BatchNormInference":
-            gamma, variance = (after.input_value(i).get_node().data for i in (1, 4))
-            scale[:, 0, 0, 0] = gamma / np.sqrt(variance + after.get_attributes()["epsilon"])
+        biased = _reader(conv, "Add")  # the convolution's own bias
+        if (norm := _reader(biased or conv, "BatchNormInference")) is not None:
+            gamma, variance = (norm.input_value(i).get_node().data for i in (1, 4))
+            scale[:, 0, 0, 0] = gamma / np.sqrt(variance + norm.get_attributes()["epsilon"])
         scale[scale == 0] = 1
         rounded = round_kernels(weight * scale, to_bfloat16) / scale
         conv.input(1).replace_source_output(opset.constant(rounded).output(0))
 
 
-def _next(node: Any) -> Any:
-    """The first operation that takes a node's result."""
-    return next(iter(node.output(0).get_target_inputs())).get_node()
+def _reader(node: Any, kind: str) -> Any:
+    """The operation of a kind that takes a node's result, or None.
+
+    Others may take it too (ShapeOf), and their order is another in every process.
+    """
+    readers = (taken.get_node() for taken in node.output(0).get_target_inputs())
+    return next((reader for reader in readers if reader.get_type_name() == kind), None)
