@@ -128,7 +128,7 @@ def throughput(
     `efficiency` is the end-to-end rate over the smallest ceiling; see docs/benchmarks.md.
     """
     from comit.bench.throughput import measure
-    from comit.screen import Options
+    from comit.screening import Options
 
     with drawn(source, generate, files, side) as folder, chosen(model, width) as path:
         options = Options(model=path, **given)
@@ -204,7 +204,7 @@ def compare(
     peer's at the same precision, `default_ratio` at the precision that comit chooses.
     """
     from comit.bench.compare import measure
-    from comit.screen import Options
+    from comit.screening import Options
 
     with drawn(source, generate, files, side) as folder, chosen(model, width) as path:
         found = measure(folder, Options(model=path), repeat, images, peers, say)
@@ -338,7 +338,7 @@ def flagged(
     """Compare --masks flagged with --masks all, where 5, 30 and 100 % are flagged."""
     from comit.bench.flagged import measure
     from comit.card import BUNDLED
-    from comit.screen import Options
+    from comit.screening import Options
 
     options = Options(model=model or BUNDLED, **given)
     found = measure(source, options, list(shares or (0.05, 0.3, 1.0)), repeat)
@@ -371,7 +371,7 @@ def faults(
 ) -> None:
     """Kill, starve and mislead comit, and count what it lost: nothing, or exit code 1."""
     from comit.bench.faults import SHORT, Extent, everything
-    from comit.bench.machine import machine
+    from comit.machine import machine
 
     extent = replace(SHORT if short else Extent(), first=first)
     if mutants is not None:
@@ -421,7 +421,7 @@ def show(found: Sequence[Any], columns: Sequence[str], to: Path | None) -> None:
     """Prints a table of dataclasses; with ``to`` also writes them and the machine as JSON."""
     from dataclasses import asdict
 
-    from comit.bench.machine import machine
+    from comit.machine import machine
 
     here, lines = machine(), [asdict(f) for f in found]
     if str(to) == "-":

@@ -24,11 +24,11 @@ from comit.bench.peers import PEERS, Answer, Task, missing
 from comit.bench.steady import spread
 from comit.bench.throughput import listed, run
 from comit.config import usable_cores
-from comit.decode.dicom import is_dicom
 from comit.engine import load_engine
 from comit.errors import ComitError, ParityError, UsageError
+from comit.image.dicom import is_dicom
 from comit.results import SCORES, read
-from comit.screen import Options
+from comit.screening import Options
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 2e-3}  # of a score, from ours in fp32
 LIMIT = 1800.0  # seconds for one peer

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from comit.bench.throughput import listed
-from comit.decode import Limits
-from comit.decode.dicom import is_dicom, open_dicom
 from comit.errors import ComitError, ItemError
+from comit.image.base import Limits
+from comit.image.dicom import is_dicom, open_dicom
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,7 +17,7 @@ from comit.card import OperatingPoint, card_path, read_card
 from comit.console import Console
 from comit.errors import ComitError, UsageError
 from comit.results import RUN
-from comit.screen import Options, screen
+from comit.screening import Options, screen
 
 MASKS = ("lung_rle", "disease_rle", "lung_fraction", "disease_fraction")
 

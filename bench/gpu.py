@@ -22,21 +22,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from comit.bench.latency import measure
-from comit.bench.machine import machine
 from comit.card import BUNDLED, open_model
-from comit.decode import open_image
 from comit.demo import Kind, draw, store
 from comit.engine import BACKENDS
 from comit.engine.base import Engine
+from comit.engine.gpu.device import Device
+from comit.engine.gpu.preprocess import Preprocessor
+from comit.engine.gpu.pycuda_device import open_device
+from comit.engine.gpu.run_lengths import RunLengths
 from comit.errors import ComitError, ItemError
 from comit.export.parity import TOLERANCES, compare, phantoms
-from comit.export.to_onnx import load_network, to_bytes
-from comit.gpu.batch import Pictures, Source, takes
-from comit.gpu.device import Device, open_device
-from comit.gpu.preprocess import Preprocessor
-from comit.gpu.runs import RunLengths
+from comit.image import open_image
+from comit.image.preprocess import Presentation, Window, preprocess
+from comit.image.samples import Pictures, Source, takes
+from comit.machine import machine
 from comit.model.network import COMiTNet, NetworkConfig, pool_positions, unpool
-from comit.preprocess import Presentation, Window, preprocess
+from comit.model.stored import load_network, to_bytes
 
 Row = dict[str, Any]
 UNCOMPRESSED = (Kind("png"), Kind("dcm", 12))
@@ -275,7 +276,7 @@ class Suite:
     def pipeline(self, rows: list[Row]) -> None:
         """``comit screen`` from files to Parquet beside its engine alone, by kind of file."""
         from comit.bench.throughput import measure as throughput
-        from comit.screen import Options
+        from comit.screening import Options
 
         self._need_device()
         for kind, engine in ways():
@@ -514,8 +515,7 @@ def preprocessing_parity(
 
 def runs_parity(gpu: Device, stream: Any) -> Row:
     """Whether run lengths of noise, blobs and plain masks are COCO's, to the letter."""
-    from comit.postprocess import encode, rle
-    from comit.results import FOREGROUND
+    from comit.masks import FOREGROUND, encode, rle
 
     rng = np.random.default_rng(0)
     masks = rng.integers(0, 256, (9, 2, 224, 224)).astype(np.uint8)

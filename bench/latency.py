@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.bench.machine import clock
 from comit.bench.memory import proportional
 from comit.engine.base import IMAGE, Engine
 from comit.errors import MissingExtra, UsageError
+from comit.machine import clock
 
 SIZES = (1, 8, 64, 256)  # images a batch
 SHARE = 0.8  # of the memory that is free, that a batch may be expected to take

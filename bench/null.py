@@ -8,6 +8,7 @@ pixel, so rows that are mixed up do not go unseen; they mean nothing.
 
 from __future__ import annotations
 
+import runpy
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,5 @@ def install() -> None:
 
 
 if __name__ == "__main__":
-    from comit.__main__ import run
-
     install()
-    run()
+    runpy.run_module("comit", run_name="__main__")

@@ -2,9 +2,9 @@
 every one in a process of its own.
 
 A peer reads with pydicom or PIL, averages to 224 x 224 with OpenCV, goes on as we do
-(:func:`comit.preprocess.present`), so that its scores can be held against ours, and keeps scores
-and thresholded masks in memory. It writes no results, checks no file and stops at the first bad
-one: that is in its favour.
+(:func:`comit.image.preprocess.present`), so that its scores can be held against ours, and keeps
+scores and thresholded masks in memory. It writes no results, checks no file and stops at the first
+bad one: that is in its favour.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.bench.steady import steady_rate
-from comit.results import FOREGROUND, SCORES
+from comit.masks import FOREGROUND
+from comit.results import SCORES
 
 if TYPE_CHECKING:
     from comit.engine.base import Engine
-    from comit.preprocess import Presentation
+    from comit.image.preprocess import Presentation
 
 BATCH = 4  # images a batch of a DataLoader: the fastest for these engines on a CPU
 Grid = NDArray[np.float32]  # (1, 224, 224) in [0, 1]
@@ -69,7 +70,7 @@ class Peer:
 
 def read(path: str, kind: str) -> Grid:
     """A file as a researcher reads it, prepared as ours are: (1, 224, 224) float32."""
-    from comit.preprocess import Presentation, Window
+    from comit.image.preprocess import Presentation, Window
 
     if kind != "dicom":
         image = import_module("PIL.Image")
@@ -83,9 +84,9 @@ def read(path: str, kind: str) -> Grid:
 
 
 def prepared(samples: NDArray[Any], how: Presentation) -> Grid:
-    """What comit.preprocess defines, the area average by OpenCV; sides of 224 or more."""
+    """What comit.image.preprocess defines, the area average by OpenCV; sides of 224 or more."""
     cv2 = import_module("cv2")
-    from comit.preprocess import SIZE, present
+    from comit.image.preprocess import SIZE, present
 
     values = samples.astype(np.float32)
     grid = cv2.resize(values, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
@@ -129,7 +130,7 @@ def plain_loop(task: Task) -> Callable[[], Scores]:
     """Eager PyTorch in fp32, one file at a time, in one process."""
     import torch
 
-    from comit.export.to_onnx import load_network
+    from comit.model.stored import load_network
 
     network = load_network(Path(task.model)).eval()
 
@@ -221,7 +222,7 @@ class MonaiPrepare:
 
     def __call__(self, image: Any) -> Grid:
         """(H, W) with MONAI's metadata to (1, 224, 224); DICOM rescale is done by the reader."""
-        from comit.preprocess import Presentation, Window
+        from comit.image.preprocess import Presentation, Window
 
         samples = np.ascontiguousarray(np.asarray(image))
         if self.kind != "dicom":
@@ -275,7 +276,7 @@ def torchxrayvision(task: Task) -> Callable[[], Scores]:
     """Its batch script (scripts/process_image.py) with DenseNet-121, random weights."""
     import torch
 
-    from comit.training.rivals import torchvision
+    from comit.study.rivals import torchvision
 
     torchvision()  # also beside a torch that its operators do not load with
     xrv: Any = import_module("torchxrayvision")

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from comit.card import read_card
 from comit.engine.base import IMAGE
 from comit.errors import ItemError, UsageError
-from comit.pool import ENVIRONMENT
-from comit.screen import Options, operating_point
+from comit.pipeline.pool import ENVIRONMENT
+from comit.screening import Options, operating_point
 
 if TYPE_CHECKING:
     from comit.engine.base import Engine, Inference
@@ -126,8 +126,8 @@ def bytes_per_second(paths: Sequence[Path], processes: Executor) -> float:
 
 def read_alone(path: Path) -> int:
     """Reads a file as the pipeline does; its bytes, 0 where it cannot be read."""
-    from comit.decode import Limits
-    from comit.decode.worker import read_file
+    from comit.image.base import Limits
+    from comit.pipeline.worker import read_file
 
     with suppress(ItemError):
         return len(read_file(os.fsencode(path), Limits().file_bytes).data)
@@ -162,9 +162,9 @@ def warm_up(_: int) -> None:
     import cv2
     import imagecodecs  # noqa: F401
 
-    import comit.decode.dicom
-    import comit.decode.raster
-    import comit.postprocess  # noqa: F401
+    import comit.image.dicom
+    import comit.image.raster
+    import comit.pipeline.rows  # noqa: F401
 
     cv2.setNumThreads(1)
     time.sleep(0.2)  # so that every process takes one
@@ -172,9 +172,10 @@ def warm_up(_: int) -> None:
 
 def front(paths: list[Path], seconds: float, policy: Any) -> Share:
     """Read, decode and preprocess, a stage after the other over files held in memory."""
-    from comit.decode import Limits, open_image
-    from comit.decode.worker import read_file
-    from comit.preprocess import preprocess
+    from comit.image import open_image
+    from comit.image.base import Limits
+    from comit.image.preprocess import preprocess
+    from comit.pipeline.worker import read_file
 
     took = dict.fromkeys(("read", "decode", "preprocess"), 0.0)
     images = nbytes = seen = 0
@@ -217,8 +218,8 @@ def front(paths: list[Path], seconds: float, policy: Any) -> Share:
 
 def grids(paths: Sequence[Path], options: Options, count: int) -> NDArray[np.float32]:
     """(up to count, 1, 224, 224) float32 of the first files that can be screened."""
-    from comit.decode import open_image
-    from comit.preprocess import preprocess
+    from comit.image import open_image
+    from comit.image.preprocess import preprocess
 
     found = []
     for path in paths:
@@ -235,8 +236,8 @@ def grids(paths: Sequence[Path], options: Options, count: int) -> NDArray[np.flo
 
 def rows_of(inference: Inference, point: Any, masks: str) -> list[Row]:
     """The rows of an engine's answer, as screening makes them."""
-    from comit.decode.worker import Done
-    from comit.postprocess import scored_rows
+    from comit.pipeline.rows import scored_rows
+    from comit.pipeline.worker import Done
 
     described = [
         Done(i, None, (), "PA", 1024, 1024, "none", file_size=1, file_mtime=1, file_crc32=1)
@@ -256,8 +257,10 @@ def rows_alone(answers: Path, point: Any, masks: str, seconds: float) -> tuple[f
 
 def write_alone(rows: list[Row], seconds: float) -> float:
     """Seconds a row of taking rows, and of writing, checking and publishing parts of them."""
-    from comit.sink import Sink
-    from comit.source import SHARD, Input, write_worklist
+    from comit.run.run import Run
+    from comit.source import write_worklist
+    from comit.source.base import SHARD, Selection
+    from comit.source.inputs import Input
 
     with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
         manifest = Path(folder) / "rows.csv"
@@ -265,13 +268,14 @@ def write_alone(rows: list[Row], seconds: float) -> float:
         manifest.write_text("id,path\n" + "".join(lines))
 
         def shard() -> tuple[float, int]:
-            with Sink(Path(folder) / "rows.parquet", restart=True) as sink:
-                sink.list(lambda to, files: write_worklist(Input.of(manifest), to, files))
-                sink.freeze({}, {})
-                items, source = [i for i, _ in sink.todo()], cycle(rows)
+            with Run(Path(folder) / "rows.parquet", restart=True) as run:
+                given = Input.of(manifest)
+                run.list(lambda to, files: write_worklist(given, to, files, Selection()))
+                run.freeze({}, {})
+                items, source = [i for i, _ in run.todo()], cycle(rows)
                 started = time.perf_counter()
                 for i in items:
-                    sink.add(i, next(source))
+                    run.add(i, next(source))
                 return time.perf_counter() - started, len(items)
 
         took, done, until = 0.0, 0, time.perf_counter() + seconds

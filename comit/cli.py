@@ -12,15 +12,16 @@ from typing import Any
 import click
 
 from comit import __version__
-from comit.arguments import Output
 from comit.bench.cli import bench
 from comit.console import Console, printable
 from comit.data.cli import data
 from comit.errors import ComitError, Stopped, UsageError
 from comit.export.cli import export
 from comit.look.cli import COMMANDS
-from comit.screen import CHOICES, MOST_WORKERS
-from comit.training.cli import ablation, baselines, calibrate, evaluate, parts, train
+from comit.model.cli import calibrate, evaluate, train
+from comit.screening import CHOICES, MOST_WORKERS
+from comit.study.cli import ablation, baselines, parts
+from comit.terminal.arguments import Output
 
 
 class Comit(click.Group):
@@ -245,9 +246,9 @@ def screen(
       comit screen /archive --out results/ --exclude '#old/' --exclude 'test-*'
       comit screen xrays/*.jpg --out results.parquet
     """
-    from comit.confine import forbid_core_dumps
-    from comit.screen import Options
-    from comit.screen import screen as run
+    from comit.pipeline.confine import forbid_core_dumps
+    from comit.screening import Options
+    from comit.screening import screen as run
 
     options = Options(**given) if model is None else Options(model=model, **given)
     if options.identifiers != "plain":
@@ -286,7 +287,7 @@ def screen(
                 f"{error.strerror}"
             ) from error
     if not quiet:
-        from comit.summary import summary
+        from comit.terminal.summary import summary
 
         said.summary(summary(report), report)
     if report.status["failed"]:
@@ -323,7 +324,7 @@ def compact(folder: Path, rows: int) -> None:
     No run may be writing to it; an interrupted one stays as it is. A compaction that is killed
     is finished, or forgotten, by the next command that writes to the folder.
     """
-    from comit.sink import compact as run
+    from comit.run.run import compact as run
 
     files, merged = run(folder, rows)
     click.echo(
@@ -354,7 +355,7 @@ def demo(directory: Path, count: int, seed: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def info(model: Path | None, as_json: bool) -> None:
     """Show the version, the engines found, and the model card."""
-    from comit.summary import information
+    from comit.terminal.summary import information
 
     click.echo(information(model, as_json))
 

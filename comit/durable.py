@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from comit.errors import Stopped
 
@@ -117,3 +118,10 @@ def failed(out: Path, error: OSError) -> Stopped:
         f"writing {out} failed: {error.strerror or 'an error of the disk'}; what was "
         "published is kept. Make room and run the same command to resume"
     )
+
+
+def nameless() -> BinaryIO:
+    """A file without a name: gone when the last process that has it is. On Linux in memory."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("comit"), "w+b")
+    return cast(BinaryIO, tempfile.TemporaryFile())

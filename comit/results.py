@@ -8,19 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comit import parquet
-from comit.errors import ItemError, UsageError
-from comit.reasons import Caution, Fail
+from comit.errors import UsageError
+from comit.reasons import Caution
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
 
 SCHEMA_VERSION = "3"
-SIDE = 224  # rows and columns of a mask
 THRESHOLDS = ("unhealthy", "covid", "chest")  # what the metadata has thresholds for
 STAGING = ".comit"  # in a folder of results: lock, key, and a run that is under way
-FOREGROUND = 128  # of 255: the first value above probability 0.5, the paper's threshold (4.1)
 
 IDENTITY = ("row_id", "path")  # from the work list
 CHEST = "score_chest"  # by which the gate decides
@@ -234,49 +230,3 @@ def provenance(table: pa.Table) -> dict[str, Any]:
         ) from error
     found["thresholds"] = thresholds
     return found
-
-
-def decode_mask(rle: dict[str, Any] | None) -> NDArray[np.bool_]:
-    """The (224, 224) mask of ``lung_rle`` or ``disease_rle``, a COCO compressed RLE.
-
-    Raises ItemError ``corrupt`` where there is none, it has another size, or its runs do not fill
-    that size exactly: nothing is allocated by what a file says of itself.
-    """
-    import numpy as np
-
-    # pandas gives the size as an array.
-    if not isinstance(rle, dict) or not np.array_equal(rle.get("size", ()), (SIDE, SIDE)):
-        raise ItemError(Fail.CORRUPT)
-    runs = _runs(rle.get("counts"))
-    values = np.arange(len(runs)) % 2 == 1  # background first, in turns, down the columns
-    return np.repeat(values, runs).reshape(SIDE, SIDE).T
-
-
-def _runs(counts: str | None) -> list[int]:
-    """The lengths in COCO's compressed counts; raises ItemError where they are none of a mask.
-
-    Five bits a character; the sixth says that more follow, the last one's fifth is the sign. From
-    the fourth length on it is the difference to the one two before (cocoapi, ``rleFrString``).
-    """
-    runs: list[int] = []
-    value = bits = total = 0
-    for character in counts or "":
-        part = ord(character) - 48
-        if not 0 <= part < 64 or bits > 25:
-            raise ItemError(Fail.CORRUPT)
-        value |= (part & 31) << bits
-        bits += 5
-        if part & 32:
-            continue
-        if part & 16:
-            value -= 1 << bits
-        if len(runs) > 2:
-            value += runs[-2]
-        total += value
-        if value < 0 or total > SIDE**2:
-            raise ItemError(Fail.CORRUPT)
-        runs.append(value)
-        value = bits = 0
-    if bits or total != SIDE**2:
-        raise ItemError(Fail.CORRUPT)
-    return runs

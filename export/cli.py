@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from comit.arguments import Output
 from comit.console import Console
+from comit.terminal.arguments import Output
 
 if TYPE_CHECKING:
     from comit.card import Card
@@ -113,8 +113,9 @@ def tensorrt(
     first use and keeps the engine; with --model FILE.engine it takes this one.
     """
     from comit.card import BUNDLED
+    from comit.engine.builder import Options
     from comit.errors import UsageError
-    from comit.export.to_tensorrt import Options, export_engine
+    from comit.export.to_tensorrt import export_engine
 
     if out.suffix != ".engine":
         raise UsageError(f"{out} must end in .engine")
@@ -135,42 +136,9 @@ def tensorrt(
 
 def _load(run: str, precision: str) -> tuple[COMiTNet, Card]:
     from comit.errors import UsageError
-    from comit.training.opened import open_network
+    from comit.model.opened import open_network
 
     found = open_network(run)
     if found.card.precision == "fp16" and precision == "fp32":
         raise UsageError(f"{found.path} is fp16: its weights are rounded; export fp32 from the run")
     return found.network, found.card
-
-
-def run_card(run: Path) -> Card:
-    """What a training run's ``run.json`` says about its network; sha256 is filled in at export.
-
-    Raises UsageError.
-    """
-    import json
-
-    from comit.card import Card, OperatingPoint, read_gate
-    from comit.errors import UsageError
-
-    try:
-        described = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        taught = {k: described[k] for k in ("init", "teachers") if described.get(k)}
-        keys = ("epoch", "train_images")
-        splits = [s for s in ("val", "test") if s in described]
-        return Card(
-            name=run.resolve().name,
-            sha256="",
-            **described["network"],
-            operating_points={
-                k: OperatingPoint(**v) for k, v in described.get("operating_points", {}).items()
-            },
-            gate=read_gate(described.get("gate")),
-            calibration=described.get("calibration", {}),
-            training=described["training"] | {k: described[k] for k in keys} | taught,
-            metrics={s: described[s] for s in splits},
-            intervals={s: described.get(f"{s}_intervals", {}) for s in splits},
-            baselines={s: described[f"{s}_baselines"] for s in splits},
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{run} is not a finished training run: run.json is damaged") from error

@@ -17,8 +17,8 @@ from comit.demo import demo
 from comit.engine.base import Inference
 from comit.engine.onnxruntime import OnnxRuntimeEngine
 from comit.errors import ItemError, ParityError, UsageError
+from comit.masks import FOREGROUND
 from comit.model.network import COMiTNet
-from comit.results import FOREGROUND
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm"}
 IMAGES = 16  # of a folder, spread over its sorted names
@@ -122,8 +122,8 @@ def read_images(folder: Path) -> NDArray[np.float32]:
     Files that cannot be screened are passed over: the check needs X-rays, not all of them.
     Raises UsageError where there is none.
     """
-    from comit.decode import open_image
-    from comit.preprocess import preprocess
+    from comit.image import open_image
+    from comit.image.preprocess import preprocess
 
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     found: list[NDArray[np.float32]] = []

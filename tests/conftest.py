@@ -107,7 +107,7 @@ def finished(cohort_manifest: Path, tmp_path_factory: pytest.TempPathFactory) ->
     import torch
     from training_runs import QUIET, TINY
 
-    from comit.training.loop import train
+    from comit.model.train import train
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

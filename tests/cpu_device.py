@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.gpu.compile import KERNELS, SOURCES, STANDARD
-from comit.gpu.device import Device, Memory, Size, given
+from comit.engine.gpu.compile import KERNELS, SOURCES, STANDARD
+from comit.engine.gpu.device import Device, Memory, Size, given
 
 HARNESS = Path(__file__).parent / "kernels_host.cpp"
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from comit.training.data import Cohort
+from comit.model.data import Cohort
 
 
 def cohort(unhealthy: list[int], covid: list[int], source: list[str]) -> Cohort:

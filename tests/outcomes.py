@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from comit.decode import Image, open_image
 from comit.errors import ItemError
+from comit.image import open_image
+from comit.image.base import Image
 from comit.reasons import Fail, Skip
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from comit.postprocess import encode
+from comit.masks import encode
 from comit.results import schema
 
 THRESHOLDS = {"unhealthy": 0.8, "covid": 0.4}

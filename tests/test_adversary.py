@@ -7,8 +7,8 @@ torch = pytest.importorskip("torch")
 
 from drawn_cohorts import cohort  # noqa: E402
 
+from comit.model.adversary import Adversary, origins  # noqa: E402
 from comit.model.network import COMiTNet, NetworkConfig  # noqa: E402
-from comit.training.adversary import Adversary, origins  # noqa: E402
 
 
 def test_images_of_other_diseases_alone_are_judged() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from comit.training.augment import Augmentation, _compressed, augment
+from comit.model.augment import Augmentation, _compressed, augment
 
 STILL = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 

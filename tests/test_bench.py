@@ -23,16 +23,16 @@ from comit.bench import machine as machine_module
 from comit.bench.cli import GENERATED, bench
 from comit.bench.files import KINDS, generate
 from comit.bench.latency import by_batch, measure, rate
-from comit.bench.machine import commit, machine
 from comit.bench.peers import PEERS
 from comit.bench.plan import SHIPPED, START_UP, Rates, Wanted, plan, read_rates
 from comit.bench.stages import STAGES, Stages
 from comit.bench.steady import Watch, steady_rate
-from comit.decode import open_image
 from comit.engine.base import Engine, Inference
 from comit.errors import ComitError, MissingExtra, ParityError, UsageError
-from comit.preprocess import preprocess
-from comit.screen import Options
+from comit.image import open_image
+from comit.image.preprocess import preprocess
+from comit.machine import commit, machine
+from comit.screening import Options
 
 ROOT = Path(__file__).parent.parent
 

@@ -15,8 +15,7 @@ from training_runs import QUIET, TINY  # noqa: E402
 
 from comit.card import card_path, read_card  # noqa: E402
 from comit.errors import UsageError  # noqa: E402
-from comit.screen import Options, screen  # noqa: E402
-from comit.training.calibrate import (  # noqa: E402
+from comit.model.calibrate import (  # noqa: E402
     calibrate,
     calibrated,
     calibration,
@@ -25,8 +24,9 @@ from comit.training.calibrate import (  # noqa: E402
     points,
     subset,
 )
-from comit.training.cli import calibrate as command  # noqa: E402
-from comit.training.data import Cohort, load, read_manifest  # noqa: E402
+from comit.model.cli import calibrate as command  # noqa: E402
+from comit.model.data import Cohort, load, read_manifest  # noqa: E402
+from comit.screening import Options, screen  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -151,7 +151,7 @@ def test_a_run_keeps_its_calibration_for_the_export(
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     card = calibrate(str(run), cohort_manifest, device="cpu", method="isotonic", console=QUIET)
-    from comit.training.opened import open_network
+    from comit.model.opened import open_network
 
     assert open_network(str(run)).card == card
     assert card.calibration["unhealthy"]["method"] == "isotonic"
@@ -175,7 +175,7 @@ def test_options_of_folds_alone_are_refused_without_them(
 
 
 def test_what_info_shows_of_a_calibrated_card(tiny_model: Path, tmp_path: Path) -> None:
-    from comit.summary import information
+    from comit.terminal.summary import information
 
     model = tmp_path / "model.onnx"
     shutil.copy(tiny_model, model)

@@ -11,11 +11,12 @@ import resultfiles as rf
 from click.testing import CliRunner
 from pycocotools import mask as coco
 
+from comit import modelfile
 from comit.card import card_path, read_card
 from comit.cli import main
-from comit.engine import modelfile
 from comit.errors import ItemError, ModelError, UsageError
-from comit.results import decode_mask, provenance, read
+from comit.masks import decode_mask
+from comit.results import provenance, read
 
 RLE = rf.RUNS[0]
 

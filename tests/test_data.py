@@ -24,7 +24,7 @@ from comit.data.readers import (
     radiography,
 )
 from comit.errors import UsageError
-from comit.training.data import read_manifest
+from comit.model.data import read_manifest
 
 
 def picture(path: Path, height: int = 40, width: int = 30) -> Path:

@@ -24,10 +24,10 @@ from pydicom.sequence import Sequence
 
 from comit.bench.faults import dicoms
 from comit.bench.faults.dicoms import dataset, make, picture, write
-from comit.decode import Limits
-from comit.decode.dicom import DicomImage, is_dicom, open_dicom
 from comit.errors import ItemError
-from comit.preprocess import Lut, Presentation, Window, preprocess
+from comit.image.base import Limits
+from comit.image.dicom import DicomImage, is_dicom, open_dicom
+from comit.image.preprocess import Lut, Presentation, Window, preprocess
 from comit.reasons import Caution, Fail, Skip
 
 
@@ -753,7 +753,7 @@ def test_monochrome1_of_inverted_values_is_the_same_picture() -> None:
 
 def test_importing_decode_loads_neither_pydicom_nor_opencv() -> None:
     program = (
-        "import sys, comit.decode; "
+        "import sys, comit.image; "
         "print([m for m in ('pydicom', 'cv2', 'imagecodecs') if m in sys.modules])"
     )
     run = subprocess.run(

@@ -20,8 +20,9 @@ from pydicom.encaps import generate_frames
 
 from comit.bench.faults import dicoms
 from comit.bench.faults.dicoms import dataset, make, picture, write
-from comit.decode import Image, open_image
 from comit.errors import ItemError
+from comit.image import open_image
+from comit.image.base import Image
 from comit.reasons import Caution, Fail, Skip
 
 PIXELS = picture()
@@ -114,7 +115,7 @@ def test_rle_segments_in_another_order_are_corrupt() -> None:
 DAMAGED = """
 import hashlib, sys
 import numpy as np
-from comit.decode import open_image
+from comit.image import open_image
 from comit.errors import ItemError
 from pathlib import Path
 for path in sorted(Path(sys.argv[1]).iterdir()):
@@ -344,7 +345,7 @@ def test_no_more_of_a_deflated_data_set_is_inflated_than_its_pixels_need() -> No
 def test_a_process_is_bound_to_its_memory_and_leaves_no_core_dump() -> None:
     program = """
 import ctypes, resource
-from comit.confine import Memory, forbid_core_dumps
+from comit.pipeline.confine import Memory, forbid_core_dumps
 forbid_core_dumps()
 print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
 memory = Memory()

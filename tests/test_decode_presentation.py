@@ -14,8 +14,8 @@ from pydicom.sequence import Sequence
 
 from comit.bench.faults import dicoms
 from comit.bench.faults.dicoms import dataset, make, picture, write
-from comit.decode import open_image
-from comit.preprocess import Lut, Presentation, Window, preprocess
+from comit.image import open_image
+from comit.image.preprocess import Lut, Presentation, Window, preprocess
 from comit.reasons import Caution, Skip
 
 PIXELS = picture()

@@ -14,10 +14,11 @@ import pytest
 from outcomes import reason
 
 from comit.bench.faults.dicoms import picture
-from comit.decode import Limits, open_image
-from comit.decode.png import read_header, scanlines, uncompressed, unfiltered
 from comit.errors import ItemError
-from comit.gpu.png import read_rows
+from comit.image import open_image
+from comit.image.base import Limits
+from comit.image.png import read_header, scanlines, uncompressed, unfiltered
+from comit.image.scanlines import read_rows
 from comit.reasons import Caution, Fail, Skip
 
 EIGHT = picture(96, 80, bits=8).astype(np.uint8)

@@ -12,9 +12,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from comit.bench.faults.dicoms import SECONDARY, dataset, picture, write
-from comit.decode import open_image
-from comit.decode.header import Header, read_header
-from comit.decode.radiograph import find_chest, find_view
+from comit.image import open_image
+from comit.image.header import Header, read_header
+from comit.image.radiograph import find_chest, find_view
 from comit.reasons import Caution, Skip
 
 PIXELS = picture()

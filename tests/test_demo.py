@@ -8,10 +8,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from comit.decode import open_image
 from comit.demo import KINDS, demo, draw
 from comit.errors import UsageError
-from comit.preprocess import preprocess
+from comit.image import open_image
+from comit.image.preprocess import preprocess
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def images():
 def reference(tiny_model, images):
     """What the network itself says in float32."""
     torch = pytest.importorskip("torch")
-    from comit.export.to_onnx import load_network
+    from comit.model.stored import load_network
 
     with torch.inference_mode():
         outputs = load_network(tiny_model)(torch.from_numpy(images))
@@ -408,9 +408,9 @@ def test_engines_print_nothing(tiny_model, capfd, caplog, images):
 def test_a_fused_network_is_the_same_network(tiny_model, images):
     torch = pytest.importorskip("torch")
     from comit.engine.torch import ConvolutionRelu, fuse_relu, on_gpu
-    from comit.export.graph import Graph
-    from comit.export.to_onnx import load_network
+    from comit.model.graph import Graph
     from comit.model.network import fold_batch_norm
+    from comit.model.stored import load_network
 
     cpu = torch.device("cpu")
     fused = on_gpu(load_network(tiny_model), torch.float32, cpu, "fused")

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from drawn_cohorts import cohort
 
 from comit.card import Card, OperatingPoint
-from comit.training.cli import evaluate as command
-from comit.training.data import Cohort
-from comit.training.evaluation import (
+from comit.model.cli import evaluate as command
+from comit.model.data import Cohort
+from comit.model.evaluation import (
     EvaluationConfig,
     decisions,
     equal_error_rate,
@@ -27,7 +27,7 @@ from comit.training.evaluation import (
     resampled,
     sensitivity_at,
 )
-from comit.training.metrics import Predictions, evaluate
+from comit.model.metrics import Predictions, evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CARD = Card(

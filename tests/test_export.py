@@ -14,13 +14,15 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 from safetensors.torch import save_file  # noqa: E402
 
+from comit import modelfile  # noqa: E402
 from comit.card import Card, OperatingPoint, open_model, read_card  # noqa: E402
-from comit.engine import modelfile  # noqa: E402
 from comit.engine.onnxruntime import OnnxRuntimeEngine  # noqa: E402
 from comit.errors import ModelError, ParityError, UsageError  # noqa: E402
 from comit.export import parity, to_onnx  # noqa: E402
-from comit.export.cli import export, run_card  # noqa: E402
-from comit.export.to_onnx import export_onnx, load_network, to_bytes  # noqa: E402
+from comit.export.cli import export  # noqa: E402
+from comit.export.to_onnx import export_onnx  # noqa: E402
+from comit.model.runs import run_card  # noqa: E402
+from comit.model.stored import load_network, to_bytes  # noqa: E402
 
 
 @pytest.fixture(scope="module")

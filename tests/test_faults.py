@@ -10,8 +10,8 @@ from random import Random
 import pytest
 
 from comit.bench.faults import Extent, dicoms, everything, fuzz
-from comit.decode.header import quiet, read_header
 from comit.errors import ItemError
+from comit.image.header import quiet, read_header
 
 
 def made(kind):

@@ -13,8 +13,8 @@ from comit.card import Gate, card_path, read_card
 from comit.console import Console
 from comit.demo import demo
 from comit.errors import ModelError, UsageError
-from comit.screen import Options, screen
-from comit.summary import information
+from comit.screening import Options, screen
+from comit.terminal.summary import information
 
 QUIET = Console(quiet=True)
 EMPTY = ("score_unhealthy", "score_covid", "score_other", "flag_unhealthy", "lung_rle")

@@ -13,7 +13,7 @@ from comit.console import Console
 from comit.demo import demo
 from comit.engine import gpu_present, load_engine
 from comit.errors import ComitError
-from comit.screen import Options, screen
+from comit.screening import Options, screen
 
 torch = pytest.importorskip("torch")
 from comit.bench.gpu import (  # noqa: E402

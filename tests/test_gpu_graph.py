@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from comit.gpu.graph import captured
+from comit.engine.gpu.cuda_graph import captured
 
 OK, BROKEN = SimpleNamespace(name="CUDA_SUCCESS"), SimpleNamespace(name="CUDA_ERROR")
 

@@ -15,18 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from comit.decode import open_image
+from comit.engine.gpu import batch
+from comit.engine.gpu.compile import KERNELS
+from comit.engine.gpu.preprocess import Preprocessor
+from comit.engine.gpu.run_lengths import RunLengths
 from comit.errors import ItemError
-from comit.gpu import batch
-from comit.gpu.batch import Rows, Source, takes
-from comit.gpu.compile import KERNELS
-from comit.gpu.png import read_rows
-from comit.gpu.preprocess import Outcome, Preprocessor
-from comit.gpu.runs import RunLengths
-from comit.postprocess import encoded
-from comit.preprocess import Lut, Presentation, Window, preprocess
+from comit.image import open_image
+from comit.image.preprocess import Lut, Presentation, Window, preprocess
+from comit.image.samples import Outcome, Rows, Source, takes
+from comit.image.scanlines import read_rows
+from comit.masks import FOREGROUND, encoded
 from comit.reasons import Fail
-from comit.results import FOREGROUND
 
 TOLERANCE = 1e-3  # what the GPU may differ by in a pixel
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not here")
@@ -377,7 +376,7 @@ def check_runs(device: Any, masks: NDArray[np.uint8]) -> None:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "sm_120"])
 def test_every_kernel_compiles_for(arch: str) -> None:
     pytest.importorskip("cuda.core", reason="cuda-core is not here: pip install 'comit[test]'")
-    from comit.gpu.compile import compile_cubin
+    from comit.engine.gpu.compile import compile_cubin
 
     code = compile_cubin(arch)
     assert code.startswith(b"\x7fELF")
@@ -385,7 +384,7 @@ def test_every_kernel_compiles_for(arch: str) -> None:
 
 
 def test_a_cubin_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from comit.gpu import compile as compiler
+    from comit.engine.gpu import compile as compiler
 
     made: list[str] = []
 

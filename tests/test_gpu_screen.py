@@ -17,19 +17,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from comit import engine as engines
-from comit import lanes as lanes_module
 from comit.bench.faults import zoo
 from comit.card import OperatingPoint, card_path, read_card
 from comit.console import Console
 from comit.demo import demo
+from comit.engine import builder
 from comit.engine import tensorrt as runtime
 from comit.engine.base import IMAGE
-from comit.export import to_tensorrt
-from comit.gpu.batch import Pictures
-from comit.gpu.device import Borrowed
-from comit.gpu.screening import Screening
-from comit.results import RUN, decode_mask
-from comit.screen import Options, Report, screen
+from comit.engine.gpu.device import Borrowed
+from comit.engine.gpu.screening import Screening
+from comit.image.samples import Pictures
+from comit.masks import decode_mask
+from comit.pipeline import lanes as lanes_module
+from comit.results import RUN
+from comit.run.report import Report
+from comit.screening import Options, screen
 
 torch = pytest.importorskip("torch")
 Rows = dict[str, dict[str, Any]]
@@ -62,10 +64,10 @@ def gpus(library: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(runtime, "open_device", open_device)
     monkeypatch.setattr(engines, "_missing", lambda name: [])
-    monkeypatch.setattr(to_tensorrt, "import_tensorrt", lambda: fake_tensorrt.module("Float"))
-    monkeypatch.setattr(to_tensorrt, "build", lambda trt, onnx, *rest: (onnx, b""))
-    monkeypatch.setattr(to_tensorrt, "read", lambda path: None)
-    monkeypatch.setattr(to_tensorrt, "publish", lambda path, content: None)
+    monkeypatch.setattr(builder, "import_tensorrt", lambda: fake_tensorrt.module("Float"))
+    monkeypatch.setattr(builder, "build", lambda trt, onnx, *rest: (onnx, b""))
+    monkeypatch.setattr(builder, "read", lambda path: None)
+    monkeypatch.setattr(builder, "publish", lambda path, content: None)
     return opened
 
 
@@ -253,7 +255,7 @@ def test_the_torch_engine_takes_samples_where_the_kernels_run(
     from cpu_device import CpuDevice
 
     from comit.engine import torch as module
-    from comit.export.graph import Graph
+    from comit.model.graph import Graph
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(module, "open_device", lambda name: CpuDevice(library))

@@ -5,8 +5,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from comit.model.gradcam import gradcam  # noqa: E402
 from comit.model.network import COMiTNet, NetworkConfig  # noqa: E402
-from comit.training.gradcam import gradcam  # noqa: E402
 
 
 @pytest.fixture(scope="module")

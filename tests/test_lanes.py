@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from comit.card import OperatingPoint
-from comit.decode.worker import Done
 from comit.engine.base import Engine, Inference
-from comit.lanes import Lanes
+from comit.pipeline.lanes import Lanes
+from comit.pipeline.worker import Done
 
 POINT = OperatingPoint(unhealthy=0.5, covid=2.0)
 
@@ -47,7 +47,7 @@ class Rows:
 
 def run(masks, flags, engine=None, gate=None):
     engine, sink = engine or Counting(), Rows()
-    with Lanes(engine, sink, POINT, gate, masks) as lanes:
+    with Lanes(engine, sink.add, POINT, gate, masks) as lanes:
         for i, flag in enumerate(flags):
             pixels = np.full((224, 224), i % 2, np.float32)
             pixels[0, 0] = 0.9 if flag else 0.1

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from comit.cli import main
 from comit.errors import UsageError
 from comit.look.compare import compare, iou
-from comit.postprocess import encode
+from comit.masks import encode
 
 
 def test_scores_flags_and_masks_are_compared_row_by_row(tmp_path):

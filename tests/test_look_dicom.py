@@ -17,14 +17,15 @@ from pydicom import dcmread
 from comit.bench.faults import dicoms
 from comit.cli import main
 from comit.console import Console
-from comit.decode import open_image
 from comit.errors import ItemError
+from comit.image import open_image
+from comit.image.preprocess import picture
 from comit.look.dicom import export, make
 from comit.look.picture import DISEASE, LUNGS
 from comit.look.reference import pack, reference, unpack
-from comit.preprocess import picture
-from comit.results import decode_mask, read
-from comit.screen import Options, screen
+from comit.masks import decode_mask
+from comit.results import read
+from comit.screening import Options, screen
 
 hd = pytest.importorskip("highdicom")
 
@@ -98,7 +99,7 @@ def test_masks_come_back_from_a_segmentation_bit_for_bit(tmp_path, shape):
 
 
 def test_an_empty_mask_is_a_segment_all_the_same():
-    from comit.postprocess import encode
+    from comit.masks import encode
 
     nothing = encode(np.zeros((1, 224, 224), bool))[0]
     seg = made("seg", disease_rle=nothing)

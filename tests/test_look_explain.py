@@ -12,18 +12,18 @@ from click.testing import CliRunner
 
 from comit.card import open_model
 from comit.cli import main
-from comit.decode import open_image
 from comit.errors import ModelError, UsageError
+from comit.image import open_image
+from comit.image.preprocess import picture, preprocess
 from comit.look.picture import Masks, draw
-from comit.preprocess import picture, preprocess
 
 torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.torch").save_file
 
-from comit.export.to_onnx import load_network  # noqa: E402
 from comit.look.explain import GradCam  # noqa: E402
-from comit.training.gradcam import gradcam  # noqa: E402
-from comit.training.runs import WEIGHTS, write_description  # noqa: E402
+from comit.model.gradcam import gradcam  # noqa: E402
+from comit.model.runs import WEIGHTS, write_description  # noqa: E402
+from comit.model.stored import load_network  # noqa: E402
 
 
 @pytest.mark.parametrize("task", ["unhealthy", "covid"])

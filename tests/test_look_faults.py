@@ -11,18 +11,18 @@ from click.testing import CliRunner
 
 from comit.bench.faults import dicoms
 from comit.cli import main
-from comit.decode import open_image
 from comit.errors import ItemError
+from comit.image import open_image
+from comit.image.preprocess import picture
 from comit.look.dicom import export
 from comit.look.overlay import overlay
 from comit.look.picture import Masks, Pictures, draw
 from comit.look.report import write_report
-from comit.preprocess import picture
 
 # A decoding process whose codec does something else with pictures of 261 columns.
 PROGRAM = """
 import os, time
-from comit.decode.worker import main
+from comit.pipeline.worker import main
 from comit.look.worker import STORES
 
 def fragile(store):

@@ -9,10 +9,10 @@ import resultfiles as rf
 from click.testing import CliRunner
 
 from comit.cli import main
-from comit.decode import open_image
+from comit.image import open_image
+from comit.image.preprocess import picture
 from comit.look.overlay import overlay
 from comit.look.picture import Masks, draw
-from comit.preprocess import picture
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from comit.cli import main
 from comit.console import Console
 from comit.errors import UsageError
 from comit.look.report import BINS, summary, write_report
-from comit.screen import Options, screen
+from comit.screening import Options, screen
 
 HOSTILE = '"><script>window.obeyed = 1</script><img src=x onerror="window.obeyed = 1">'
 NAMES = [HOSTILE, "</script><script>window.obeyed = 1</script>", "=cmd()", "<!--", "&lt;b&gt;"]

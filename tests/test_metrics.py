@@ -7,15 +7,14 @@ import pytest
 from drawn_cohorts import cohort
 
 from comit.card import Gate, OperatingPoint
-from comit.training.metrics import (
+from comit.masks import dice, iou
+from comit.model.metrics import (
     Predictions,
     area_under_roc,
     baselines,
     classification,
-    dice,
     evaluate,
     gate_of,
-    iou,
     operating_points,
     resampled_area,
     segmentation,
@@ -137,7 +136,7 @@ def test_the_source_alone_separates_two_data_sets() -> None:
 
 @pytest.mark.real
 def test_baselines_of_the_real_test_split(shared: Path) -> None:
-    from comit.training.data import load, read_manifest
+    from comit.model.data import load, read_manifest
 
     manifest = shared / "cxr" / "manifest.parquet"
     rows = read_manifest(manifest)

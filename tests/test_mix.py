@@ -9,9 +9,9 @@ from drawn_cohorts import cohort  # noqa: E402
 
 from comit.errors import UsageError  # noqa: E402
 from comit.model.loss import Targets, losses  # noqa: E402
+from comit.model.mix import Partners, mixed  # noqa: E402
 from comit.model.network import COMiTNet, NetworkConfig  # noqa: E402
-from comit.training.loop import TrainConfig  # noqa: E402
-from comit.training.mix import Partners, mixed  # noqa: E402
+from comit.model.recipe import TrainConfig  # noqa: E402
 
 
 def test_partners_share_the_label_or_the_source_never_both() -> None:

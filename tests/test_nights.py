@@ -17,9 +17,9 @@ import pytest
 from comit import durable
 from comit.console import Console
 from comit.errors import Stopped, UsageError
-from comit.screen import Options, screen
-from comit.sink import Sink, compact
-from comit.target import File, Folder, find
+from comit.run.run import Run, compact
+from comit.run.target import File, Folder, find
+from comit.screening import Options, screen
 
 QUIET = Console(quiet=True)
 
@@ -227,7 +227,7 @@ def test_small_files_are_merged_and_rows_stay_the_same(tmp_path, night, pictures
 def test_what_is_no_folder_of_results_is_not_compacted(tmp_path, night, pictures):
     with pytest.raises(UsageError, match="not a folder of results"):
         compact(pictures, 100)
-    with Sink(tmp_path / "results"), pytest.raises(UsageError, match="another run is writing"):
+    with Run(tmp_path / "results"), pytest.raises(UsageError, match="another run is writing"):
         compact(tmp_path / "results", 100)
 
 

@@ -14,11 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from comit.bench.faults.dicoms import make, picture
 from comit.console import Console
-from comit.decode import open_image
 from comit.errors import ItemError
-from comit.metrics import SUCCESS, Metrics
-from comit.screen import Options, screen
-from comit.sink import Sink
+from comit.image import open_image
+from comit.run.run import Run
+from comit.screening import Options, screen
+from comit.terminal.prometheus import SUCCESS, Metrics
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,7 +103,7 @@ def test_a_full_disk_under_the_log_ends_nothing():
 def test_an_odd_metrics_file_is_replaced(tmp_path, content):
     path = tmp_path / "comit.prom"
     path.write_bytes(content)
-    with Sink(tmp_path / "r.parquet") as sink:
+    with Run(tmp_path / "r.parquet") as sink:
         sink.items = 5
         Metrics(path, sink).succeeded()
     assert metrics(path)["comit_items",] == 5
@@ -158,7 +158,7 @@ def test_metrics_say_how_a_run_went_and_keep_the_last_success(tmp_path, tiny_mod
     second = metrics(path)
     assert second["comit_items",] == 0 and second["comit_unchanged",] == 10
     assert second[SUCCESS,] >= first[SUCCESS,]
-    with pytest.raises(ZeroDivisionError), Sink(out) as sink:
+    with pytest.raises(ZeroDivisionError), Run(out) as sink:
         sink.items = 5
         with Metrics(path, sink):
             assert metrics(path)["comit_running",] == 1

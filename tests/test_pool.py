@@ -16,11 +16,12 @@ import pytest
 
 from comit.bench.faults import dicoms
 from comit.bench.faults.dicoms import make
-from comit.decode import Limits, open_image
-from comit.decode.worker import Task
 from comit.errors import Stopped
-from comit.pool import WORKER, Pool
-from comit.preprocess import preprocess
+from comit.image import open_image
+from comit.image.base import Limits
+from comit.image.preprocess import preprocess
+from comit.pipeline.pool import WORKER, Pool
+from comit.pipeline.worker import Task
 
 
 @pytest.fixture(scope="module")
@@ -114,29 +115,29 @@ def test_a_process_that_cannot_be_started_stops_the_run_and_leaves_none(monkeypa
             super().__init__(*words, **options)
             started.append(self)
 
-    monkeypatch.setattr("comit.pool.subprocess.Popen", Popen)
+    monkeypatch.setattr("comit.pipeline.pool.subprocess.Popen", Popen)
     with pytest.raises(Stopped, match=r"Too many open files.*the same command resumes"):
         pool(workers=3)
     assert [p.returncode for p in started] == [-signal.SIGKILL] * 2
 
 
 def test_a_process_that_never_gets_ready_stops_the_run_and_says_why(pictures, monkeypatch):
-    monkeypatch.setattr("comit.pool.START_PAUSE", 0.01)
-    monkeypatch.setattr("comit.pool.WORKER", "raise SystemExit(1)")
+    monkeypatch.setattr("comit.pipeline.pool.START_PAUSE", 0.01)
+    monkeypatch.setattr("comit.pipeline.pool.WORKER", "raise SystemExit(1)")
     with pool() as decoders, pytest.raises(Stopped, match=r"exit code 1 .*5 times.*completely"):
         list(decoders.run(tasks(pictures)))
-    monkeypatch.setattr("comit.pool.WORKER", "import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr("comit.pipeline.pool.WORKER", "import os; os.kill(os.getpid(), 9)")
     with pool() as decoders, pytest.raises(Stopped, match=r"signal 9 .*the same command resumes"):
         list(decoders.run(tasks(pictures)))
-    monkeypatch.setattr("comit.pool.WORKER", "import time; time.sleep(60)")
-    monkeypatch.setattr("comit.pool.START_TIMEOUT", 0.1)
+    monkeypatch.setattr("comit.pipeline.pool.WORKER", "import time; time.sleep(60)")
+    monkeypatch.setattr("comit.pipeline.pool.START_TIMEOUT", 0.1)
     with pool() as decoders, pytest.raises(Stopped, match=r"within 0.1 s.*the same command res"):
         list(decoders.run(tasks(pictures)))
 
 
 @pytest.mark.parametrize("kills", [1, 4])
 def test_processes_that_are_killed_while_they_start_cost_no_row(pictures, monkeypatch, kills):
-    monkeypatch.setattr("comit.pool.START_PAUSE", 0.01)
+    monkeypatch.setattr("comit.pipeline.pool.START_PAUSE", 0.01)
     started = []
 
     class Popen(subprocess.Popen):
@@ -146,7 +147,7 @@ def test_processes_that_are_killed_while_they_start_cost_no_row(pictures, monkey
             if len(started) <= kills:
                 self.kill()
 
-    monkeypatch.setattr("comit.pool.subprocess.Popen", Popen)
+    monkeypatch.setattr("comit.pipeline.pool.subprocess.Popen", Popen)
     with pool(workers=1) as decoders:
         reasons = {d.item: d.reason for d, _ in decoders.run(tasks(pictures))}
     assert reasons == dict.fromkeys(range(len(pictures)))
@@ -163,8 +164,8 @@ def test_a_process_killed_at_work_and_the_next_one_as_it_starts_cost_one_row(pic
                     self.kill()
 
     work, results, killed = pictures * 5, {}, []
-    monkeypatch.setattr("comit.pool.START_PAUSE", 0.01)
-    monkeypatch.setattr("comit.pool.subprocess.Popen", Popen)
+    monkeypatch.setattr("comit.pipeline.pool.START_PAUSE", 0.01)
+    monkeypatch.setattr("comit.pipeline.pool.subprocess.Popen", Popen)
     with pool() as decoders:
         for done, _ in decoders.run(tasks(work)):
             results[done.item] = done.reason
@@ -185,18 +186,18 @@ pipe.recv()
 pipe.send_bytes(b"\\x80\\x05no pickle")
 pipe.recv()
 """
-    monkeypatch.setattr("comit.pool.WORKER", garbled)
+    monkeypatch.setattr("comit.pipeline.pool.WORKER", garbled)
     with pool(workers=1) as decoders:
-        monkeypatch.setattr("comit.pool.WORKER", WORKER)
+        monkeypatch.setattr("comit.pipeline.pool.WORKER", WORKER)
         reasons = {d.item: d.reason for d, _ in decoders.run(tasks(pictures))}
     assert reasons == {i: "crash" if i == 0 else None for i in range(len(pictures))}
 
 
 SUSPENDED = """
 import os, signal, sys, threading
-from comit.decode import Limits
-from comit.decode.worker import Task
-from comit.pool import Pool
+from comit.image.base import Limits
+from comit.pipeline.worker import Task
+from comit.pipeline.pool import Pool
 
 with Pool(1, 2**24, Limits(), timeout=3.0) as decoders:
     for done, _ in decoders.run(Task(i, os.fsencode(sys.argv[1])) for i in range(9)):

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comit.decode import open_image
 from comit.errors import ItemError
-from comit.preprocess import (
+from comit.image import open_image
+from comit.image.preprocess import (
     CLIPPED,
     SIZE,
     Lut,
@@ -271,5 +271,5 @@ def test_a_picture_does_not_depend_on_the_rows_taken_at_once(presentation, monke
     samples = np.rint(RAMP).astype(np.uint16).repeat(3, axis=0)
     whole = picture(samples, presentation)
     for strip in (1, 5 * 224 + 1):
-        monkeypatch.setattr("comit.preprocess.STRIP", strip)
+        monkeypatch.setattr("comit.image.preprocess.STRIP", strip)
         assert np.array_equal(picture(samples, presentation), whole)

@@ -14,9 +14,9 @@ from pycocotools import mask
 from comit.card import BUNDLED
 from comit.console import Console
 from comit.engine import load_engine
-from comit.screen import Options, screen
-from comit.training.data import load, read_manifest
-from comit.training.metrics import area_under_roc, per_image
+from comit.model.data import load, read_manifest
+from comit.model.metrics import area_under_roc, per_image
+from comit.screening import Options, screen
 
 pytestmark = pytest.mark.real
 EVERY = 9  # X-rays of cxr/images that go through each engine; the whole set is in bench/results

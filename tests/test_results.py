@@ -11,8 +11,8 @@ import pytest
 import resultfiles as rf
 
 from comit.errors import UsageError
-from comit.postprocess import encode
-from comit.results import COLUMNS, FINDINGS, Row, decode_mask, provenance, read, schema
+from comit.masks import decode_mask, encode
+from comit.results import COLUMNS, FINDINGS, Row, provenance, read, schema
 
 
 def test_a_file_has_our_columns_first_and_then_those_of_its_manifest(tmp_path):

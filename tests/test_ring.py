@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from comit.ring import ALIGNMENT, Block, Ring
+from comit.pipeline.ring import ALIGNMENT, Block, Ring
 
 
 @pytest.fixture

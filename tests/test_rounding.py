@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from comit.engine.rounding import round_kernels, to_bfloat16, to_float16  # noqa: E402
+from comit.rounding import round_kernels, to_bfloat16, to_float16  # noqa: E402
 
 WEIGHT = np.random.default_rng(0).normal(0, 0.1, (8, 5, 3, 3)).astype(np.float32)
 

@@ -16,14 +16,14 @@ from comit.bench.faults import dicoms
 from comit.card import OperatingPoint, card_path, read_card
 from comit.cli import screen as command
 from comit.console import Console
-from comit.decode import open_image
 from comit.engine import load_engine
 from comit.errors import Stopped, UsageError
-from comit.preprocess import preprocess
+from comit.image import open_image
+from comit.image.preprocess import preprocess
 from comit.reasons import Caution, Fail, Skip
 from comit.results import COLUMNS, RUN
-from comit.screen import CHOICES, Options, screen
-from comit.summary import summary
+from comit.screening import CHOICES, Options, screen
+from comit.terminal.summary import summary
 
 QUIET = Console(quiet=True)
 

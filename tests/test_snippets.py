@@ -26,7 +26,7 @@ from comit.cli import main
 from comit.demo import demo
 from comit.identifiers import Identifiers
 from comit.look.picture import to_picture
-from comit.results import decode_mask
+from comit.masks import decode_mask
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

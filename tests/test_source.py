@@ -14,7 +14,10 @@ import comit.source.manifest
 from comit.errors import UsageError
 from comit.identifiers import Identifiers
 from comit.reasons import Fail, Skip
-from comit.source import SHARD, Input, Selection, microseconds, read_items, write_worklist
+from comit.source import write_worklist
+from comit.source.base import SHARD, Selection, microseconds
+from comit.source.inputs import Input
+from comit.source.worklist import read_items
 
 
 def listed(source, tmp_path: Path, **selection):

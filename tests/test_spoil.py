@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from comit.training.spoil import KINDS, draw, spoil  # noqa: E402
+from comit.model.spoil import KINDS, draw, spoil  # noqa: E402
 
 
 def seeded(seed=0):

@@ -8,8 +8,8 @@ from drawn_cohorts import cohort
 
 pytest.importorskip("sklearn")
 
-from comit.training.metrics import area_under_roc
-from comit.training.statistics import NAMES, from_statistics, picture_statistics
+from comit.model.metrics import area_under_roc
+from comit.model.statistics import NAMES, from_statistics, picture_statistics
 
 
 def pictures(n, source="a", seed=0):

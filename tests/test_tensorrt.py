@@ -20,24 +20,23 @@ from click.testing import CliRunner
 from comit.card import BUNDLED, read_card
 from comit.cli import main
 from comit.engine import load_engine, modelfile
+from comit.engine.gpu.preprocess import Preprocessor
 from comit.errors import ModelError, UsageError
-from comit.gpu.batch import Source
-from comit.gpu.preprocess import Preprocessor
-from comit.postprocess import encoded
-from comit.preprocess import Presentation, preprocess
+from comit.image.preprocess import Presentation, preprocess
+from comit.image.samples import Source
+from comit.masks import decode_mask, encoded
 from comit.reasons import Fail
-from comit.results import decode_mask
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 from cpu_device import CpuDevice, build  # noqa: E402
 
+from comit.engine import builder  # noqa: E402
 from comit.engine import tensorrt as runtime  # noqa: E402
+from comit.engine.builder import About, Machine, Options  # noqa: E402
 from comit.engine.onnxruntime import OnnxRuntimeEngine  # noqa: E402
-from comit.export import to_tensorrt  # noqa: E402
-from comit.export.to_onnx import load_network, to_bytes  # noqa: E402
-from comit.export.to_tensorrt import About, Machine, Options  # noqa: E402
 from comit.model.network import COMiTNet, NetworkConfig  # noqa: E402
+from comit.model.stored import load_network, to_bytes  # noqa: E402
 
 HERE = Machine("tensorrt", "11.4.0", "NVIDIA H200 sm_90", 13000)
 
@@ -60,7 +59,7 @@ def rtx() -> Any:
 
 def test_the_bundled_network_becomes_an_engine(rtx: Any) -> None:
     onnx = to_bytes(load_network(BUNDLED), "fp16", "bundled")
-    plan, timing = to_tensorrt.build(rtx, onnx, Options(batch_size=32))
+    plan, timing = builder.build(rtx, onnx, Options(batch_size=32))
     assert len(plan) > len(onnx) * 0.8  # its weights are in it
     assert timing == b""
 
@@ -69,7 +68,7 @@ def test_the_bundled_network_becomes_an_engine(rtx: Any) -> None:
 def test_the_full_width_network_becomes_an_engine(rtx: Any) -> None:
     torch.manual_seed(0)
     onnx = to_bytes(COMiTNet(NetworkConfig(width=1.0)).eval(), "fp16", "full")
-    assert len(to_tensorrt.build(rtx, onnx)[0]) > 80_000_000  # 44.4 million float16 weights
+    assert len(builder.build(rtx, onnx)[0]) > 80_000_000  # 44.4 million float16 weights
 
 
 def test_what_the_parser_refuses_is_a_model_error(rtx: Any, half: bytes) -> None:
@@ -78,9 +77,9 @@ def test_what_the_parser_refuses_is_a_model_error(rtx: Any, half: bytes) -> None
     model = onnx.load_model_from_string(half)
     next(n for n in model.graph.node if n.op_type == "Conv").op_type = "NoSuchOperator"
     with pytest.raises(ModelError, match="TensorRT cannot read the model file: NoSuchOperator"):
-        to_tensorrt.build(rtx, model.SerializeToString())
+        builder.build(rtx, model.SerializeToString())
     with pytest.raises(ModelError, match="not ONNX"):
-        to_tensorrt.build(rtx, b"noise")
+        builder.build(rtx, b"noise")
 
 
 def test_a_float32_convolution_in_an_fp16_file_is_refused(rtx: Any, half: bytes) -> None:
@@ -96,12 +95,12 @@ def test_a_float32_convolution_in_an_fp16_file_is_refused(rtx: Any, half: bytes)
     conv.output[0] = back.input[0]
     graph.node.insert(list(graph.node).index(conv) + 1, back)
     with pytest.raises(ModelError, match="1 of 39 convolutions of the fp16 file are not float16"):
-        to_tensorrt.build(rtx, model.SerializeToString())
+        builder.build(rtx, model.SerializeToString())
 
 
 def test_progress_is_told(rtx: Any, half: bytes) -> None:
     said: list[str] = []
-    to_tensorrt.build(rtx, half, Options(batch_size=4), progress=said.append)
+    builder.build(rtx, half, Options(batch_size=4), progress=said.append)
     assert any("optimi" in line.lower() for line in said)
 
 
@@ -109,18 +108,18 @@ def test_progress_is_told(rtx: Any, half: bytes) -> None:
 def test_the_command_writes_an_engine_and_its_card_and_keeps_it(
     rtx: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(to_tensorrt, "PACKAGES", ("tensorrt_rtx_bindings",))
+    monkeypatch.setattr(builder, "PACKAGES", ("tensorrt_rtx_bindings",))
     monkeypatch.setattr("comit.engine.gpu_present", lambda: False)
     built: list[int] = []
-    really = to_tensorrt.build
-    monkeypatch.setattr(to_tensorrt, "build", lambda *a: built.append(1) or really(*a))
+    really = builder.build
+    monkeypatch.setattr(builder, "build", lambda *a: built.append(1) or really(*a))
     for name in ("a", "b"):
         out, cache = tmp_path / f"{name}.engine", tmp_path / "cache"
         given = [str(tiny_model), "--out", str(out), "--cache", str(cache), "--batch-size", "4"]
         done = CliRunner().invoke(main, ["export", "tensorrt", *given])
         assert done.exit_code == 0, done.output
         assert "fp16, tensorrt_rtx" in done.output and "any GPU" in done.output
-        about, _ = to_tensorrt.unpack(out.read_bytes())
+        about, _ = builder.unpack(out.read_bytes())
         assert (about.precision, about.options.batch_size) == ("fp16", 4)
         assert read_card(out).precision == "fp16"
         assert out.stat().st_mode & 0o777 == 0o600
@@ -135,10 +134,10 @@ def test_a_phase_that_goes_on_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch
             pass
 
     said: list[str] = []
-    monitor = to_tensorrt.monitor(SimpleNamespace(IProgressMonitor=IProgressMonitor), said.append)
+    monitor = builder.monitor(SimpleNamespace(IProgressMonitor=IProgressMonitor), said.append)
     monitor.phase_start("tactics", None, 4)
     assert monitor.step_complete("tactics", 0)
-    monkeypatch.setattr(to_tensorrt, "EVERY", 0.0)
+    monkeypatch.setattr(builder, "EVERY", 0.0)
     assert monitor.step_complete("tactics", 1)
     monitor.phase_finish("tactics")
     assert said == ["tactics", "tactics: 2 of 4"]
@@ -148,17 +147,17 @@ def test_a_phase_that_goes_on_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch
 
 
 def about_of(onnx: bytes, **changes: Any) -> About:
-    return About(replace(HERE, **changes), Options(16), to_tensorrt.sha256(onnx), "fp16")
+    return About(replace(HERE, **changes), Options(16), builder.sha256(onnx), "fp16")
 
 
 def test_an_engine_file_says_what_it_is_for_and_is_whole() -> None:
-    content = to_tensorrt.pack(about_of(b"onnx"), b"a plan\nof two lines")
-    about, plan = to_tensorrt.unpack(content)
+    content = builder.pack(about_of(b"onnx"), b"a plan\nof two lines")
+    about, plan = builder.unpack(content)
     assert plan == b"a plan\nof two lines"
     assert asdict(about) | {"plan": ""} == asdict(about_of(b"onnx"))
     for damaged in (content[:-1], content[:20], b"", content.replace(b"plan\nof", b"plan\nOf")):
         with pytest.raises(ModelError, match="damaged"):
-            to_tensorrt.unpack(damaged)
+            builder.unpack(damaged)
 
 
 @pytest.mark.parametrize(
@@ -172,14 +171,14 @@ def test_an_engine_file_says_what_it_is_for_and_is_whole() -> None:
 )
 def test_an_engine_for_something_else_is_one_clear_line(change: Any, said: str) -> None:
     with pytest.raises(UsageError) as error:
-        to_tensorrt.check_machine(about_of(b"", **change), HERE)
+        builder.check_machine(about_of(b"", **change), HERE)
     assert str(error.value) == f"the engine was made {said}: export it again"
 
 
 def test_engines_that_fit_are_let_through() -> None:
-    to_tensorrt.check_machine(about_of(b""), HERE)
-    to_tensorrt.check_machine(about_of(b"", cuda=13010), HERE)  # a driver's minor update
-    to_tensorrt.check_machine(about_of(b"", gpu="", cuda=0), HERE)  # made without a GPU
+    builder.check_machine(about_of(b""), HERE)
+    builder.check_machine(about_of(b"", cuda=13010), HERE)  # a driver's minor update
+    builder.check_machine(about_of(b"", gpu="", cuda=0), HERE)  # made without a GPU
 
 
 def test_everything_an_engine_is_tied_to_is_in_its_name() -> None:
@@ -203,15 +202,15 @@ def test_float32_convolutions_in_an_fp16_engine_are_an_error(kind: str) -> None:
     layers = [fake_tensorrt.convolution("Half"), fake_tensorrt.convolution(kind)]
     text = json.dumps({"Layers": layers})
     with pytest.raises(ModelError, match="computes conv1"):
-        to_tensorrt.check_layers(text, "fp16")
-    assert to_tensorrt.check_layers(text, "fp32") == 2
+        builder.check_layers(text, "fp16")
+    assert builder.check_layers(text, "fp32") == 2
 
 
 def test_layers_that_tell_nothing_are_counted_as_none() -> None:
     named = {"Layers": ["conv1", {"Name": "sum", "LayerType": "kgen", "Inputs": []}]}
-    assert to_tensorrt.check_layers(json.dumps(named), "fp16") == 0
+    assert builder.check_layers(json.dumps(named), "fp16") == 0
     half = {"Layers": [fake_tensorrt.convolution("Channel major FP16 format where C % 8 == 0")]}
-    assert to_tensorrt.check_layers(json.dumps(half), "fp16") == 1
+    assert builder.check_layers(json.dumps(half), "fp16") == 1
 
 
 def test_a_model_file_tells_its_notes(tiny_model: Path, half: bytes) -> None:
@@ -242,8 +241,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         builds.append(len(builds))
         return onnx, b"timing"
 
-    monkeypatch.setattr(to_tensorrt, "import_tensorrt", fake_tensorrt.module)
-    monkeypatch.setattr(to_tensorrt, "build", build)
+    monkeypatch.setattr(builder, "import_tensorrt", fake_tensorrt.module)
+    monkeypatch.setattr(builder, "build", build)
     monkeypatch.setattr(runtime, "open_device", lambda name: NoGpu())
     return builds
 
@@ -377,7 +376,7 @@ def test_no_memory_at_all_is_a_usage_error(
 def test_an_fp16_engine_that_computes_in_float32_is_refused(
     gpu: list[int], half: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(to_tensorrt, "import_tensorrt", lambda: fake_tensorrt.module("Float"))
+    monkeypatch.setattr(builder, "import_tensorrt", lambda: fake_tensorrt.module("Float"))
     with pytest.raises(ModelError, match="in float32"):
         runtime.TensorRtEngine(half, batch_size=2, cache=tmp_path)
 
@@ -417,8 +416,8 @@ def test_without_pytorch_an_fp32_file_is_refused_in_one_line(
 
 def test_an_engine_file_is_run_as_it_is(gpu: list[int], half: bytes, images: Any) -> None:
     machine = Machine("tensorrt", "11.4.0", "a CPU none", 13000)
-    about = About(machine, Options(16), to_tensorrt.sha256(half), "fp16")
-    content = to_tensorrt.pack(about, half)
+    about = About(machine, Options(16), builder.sha256(half), "fp16")
+    content = builder.pack(about, half)
     engine = runtime.TensorRtEngine(content)
     assert engine.batch_size == 16 and gpu == []
     assert len(engine.infer(images[:3]).scores) == 3
@@ -428,7 +427,7 @@ def test_an_engine_file_is_run_as_it_is(gpu: list[int], half: bytes, images: Any
         runtime.TensorRtEngine(content, precision="fp32")
     elsewhere = replace(about, machine=replace(machine, version="10.16.0"))
     with pytest.raises(UsageError, match="export it again"):
-        runtime.TensorRtEngine(to_tensorrt.pack(elsewhere, half))
+        runtime.TensorRtEngine(builder.pack(elsewhere, half))
 
 
 @pytest.mark.parametrize("options", [{"device": "cpu"}, {"precision": "bf16"}])
@@ -521,10 +520,10 @@ def test_samples_that_do_not_fit_are_done_in_halves(
 def test_an_engine_file_is_not_for_other_engines(
     half: bytes, tiny_model: Path, tmp_path: Path
 ) -> None:
-    content = to_tensorrt.pack(about_of(half), half)
+    content = builder.pack(about_of(half), half)
     path = tmp_path / "m.engine"
     path.write_bytes(content)
-    card = replace(read_card(tiny_model), sha256=to_tensorrt.sha256(content))
+    card = replace(read_card(tiny_model), sha256=builder.sha256(content))
     card.write(path.with_suffix(".card.json"))
     with pytest.raises(ModelError, match="not ONNX"):
         load_engine(path, "onnxruntime", "cpu")

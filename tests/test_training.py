@@ -21,23 +21,18 @@ from training_runs import QUIET, TINY, rows, write
 
 from comit.card import OperatingPoint
 from comit.errors import ModelError, UsageError
+from comit.model.cli import train as command
+from comit.model.curves import draw_curves
+from comit.model.data import load, read_gate, read_manifest
+from comit.model.inference import pick_device
+from comit.model.loop import Trainer, averaging, selection_score
 from comit.model.network import COMiTNet, NetworkConfig
-from comit.training.cli import train as command
-from comit.training.curves import draw_curves
-from comit.training.data import load, read_gate, read_manifest
-from comit.training.loop import (
-    Resident,
-    TrainConfig,
-    Trainer,
-    averaging,
-    label_weights,
-    pick_device,
-    selection_score,
-    train,
-)
-from comit.training.opened import open_network
-from comit.training.report import table
-from comit.training.runs import load_run, write_description
+from comit.model.opened import open_network
+from comit.model.recipe import TrainConfig
+from comit.model.report import table
+from comit.model.resident import Resident, label_weights
+from comit.model.runs import load_run, write_description
+from comit.model.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL: dict[str, Any] = {"width": 1 / 64, "epochs": 2, "batch_size": 4}
@@ -50,7 +45,8 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from comit.console import Console
-from comit.training.loop import TrainConfig, train
+from comit.model.train import train
+from comit.model.recipe import TrainConfig
 
 torch.set_num_threads(1)  # as here: OMP_NUM_THREADS=1 rounds otherwise on a CPU without AVX-512
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from comit.console import Console
-from comit.training.loop import TrainConfig
+from comit.model.recipe import TrainConfig
 
 TINY = TrainConfig(width=1 / 64, epochs=2, batch_size=4)  # 8 channels throughout
 QUIET = Console(quiet=True)

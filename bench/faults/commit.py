@@ -1,7 +1,7 @@
 """The commit protocol under faults: kills at every step, full and failing disks, races, cut parts.
 
-Every run is a forked child that drives the :class:`comit.sink.Sink` with rows that are known, so a
-kill is a real SIGKILL, and thousands of runs take minutes.
+Every run is a forked child that drives the :class:`comit.run.run.Run` with rows that are known,
+so a kill is a real SIGKILL, and thousands of runs take minutes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 from comit import durable
 from comit.errors import ComitError
 from comit.results import RUN, Row
-from comit.sink import Sink, compact
-from comit.source import SHARD, Item, Listing, Writer
+from comit.run.run import Run, compact
+from comit.source.base import SHARD, Item, Listing
+from comit.source.worklist import Writer
 
 ITEMS = SHARD + 88  # two shards
 SETTINGS = {"model": "a"}
@@ -91,14 +92,14 @@ def night(out: str, changed: range = range(0), items: int = ITEMS, model: str = 
                 writer.write(found[start : start + SHARD])
         return Listing()
 
-    with Sink(out) as sink:
-        if not sink.list(listed):
+    with Run(out) as run:
+        if not run.list(listed):
             return
-        sink.freeze({"model": model}, METADATA | {"comit_model_sha256": model})
-        for index, item in sink.todo():
+        run.freeze({"model": model}, METADATA | {"comit_model_sha256": model})
+        for index, item in run.todo():
             number = int(item.path[:-4] if item.path else "")
-            sink.add(index, row(number, int(number in changed)))
-        sink.finish()
+            run.add(index, row(number, int(number in changed)))
+        run.finish()
 
 
 @dataclass(frozen=True)
@@ -379,7 +380,7 @@ def cut_footers(work: Path, every: int = 1) -> Outcome:
     folder.mkdir()
 
     def interrupted() -> None:
-        setattr(Sink, "finish", lambda self: kill())  # noqa: B010 (a child that ends)
+        setattr(Run, "finish", lambda self: kill())  # noqa: B010 (a child that ends)
         scene.act(folder)
 
     if forked(interrupted) != -signal.SIGKILL:

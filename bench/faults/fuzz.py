@@ -33,7 +33,7 @@ from pydicom.uid import (
 )
 
 from comit.bench.faults.process import COMIT, Ended, run
-from comit.decode.header import TAGS
+from comit.image.header import TAGS
 from comit.results import RUN
 
 LARGEST = 1_500_000  # bytes of a file to start from, where its kind has one so small

@@ -133,7 +133,7 @@ def merge(manifests: Sequence[Path], out: Path) -> list[Row]:
 
     Raises UsageError where two have a picture in common, or a patient in different splits.
     """
-    from comit.training.data import check_splits, read_manifest
+    from comit.model.data import check_splits, read_manifest
 
     rows: list[Row] = []
     seen: set[str] = set()

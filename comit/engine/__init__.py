@@ -100,7 +100,7 @@ def load_model(path: Path | str | None = None, engine: str = "auto", **options: 
     """The bundled model, or the one at ``path``; ``options`` are :func:`load_engine`'s.
 
     ``load_model().predict(images)`` takes (N, 1, 224, 224) float32 images as
-    :func:`comit.preprocess.preprocess` makes them.
+    :func:`comit.image.preprocess.preprocess` makes them.
     """
     from comit.card import BUNDLED
 

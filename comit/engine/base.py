@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from comit.gpu.batch import Pictures
-    from comit.gpu.preprocess import Outcome
-    from comit.postprocess import Runs
+    from comit.image.samples import Outcome, Pictures
+    from comit.masks import Runs
 
 IMAGE = (1, 224, 224)  # channels, rows, columns of one image
 SCORES = 4  # of one image: unhealthy, COVID, other disease, frontal chest radiograph

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.engine import modelfile
+from comit import modelfile
 from comit.engine.base import IMAGE, SCORES, Engine, Inference, padded
 from comit.errors import ModelError, UsageError
 

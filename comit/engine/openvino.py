@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from comit import modelfile
 from comit.config import usable_cores
-from comit.engine import modelfile
 from comit.engine.base import IMAGE, SCORES, Engine, Inference, padded
-from comit.engine.rounding import round_kernels, to_bfloat16
 from comit.errors import ModelError, UsageError
+from comit.rounding import round_kernels, to_bfloat16
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.engine.base import Engine, Inference, Screened
-from comit.gpu.batch import Pictures
+from comit.image.samples import Pictures
 
 
 class Several(Engine):

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comit.cache import CACHE
+from comit.engine import builder
 from comit.engine.base import IMAGE, SCORES, Engine, Inference, Progress, Screened, ignore
+from comit.engine.builder import SMALL, Options
+from comit.engine.cache import CACHE
+from comit.engine.gpu.device import Device
+from comit.engine.gpu.pycuda_device import open_device
+from comit.engine.gpu.screening import Screening, in_halves
 from comit.errors import ModelError, UsageError
-from comit.export import to_tensorrt
-from comit.export.to_tensorrt import SMALL, Options
-from comit.gpu.batch import Pictures
-from comit.gpu.device import Device, open_device
-from comit.gpu.screening import Screening, in_halves
+from comit.image.samples import Pictures
 
 BATCH = 64
 RUNS = 20  # to time an engine by, a few milliseconds
@@ -57,18 +58,18 @@ class TensorRtEngine(Engine):
             raise UsageError("tensorrt runs on NVIDIA GPUs, not on cpu")
         if precision not in ("auto", *DTYPES):
             raise UsageError(f"tensorrt computes in fp16 or fp32, not {precision}")
-        trt = to_tensorrt.import_tensorrt()
+        trt = builder.import_tensorrt()
         self._gpu = open_device("cuda:0" if device == "auto" else device)
         self.device, self.lanes, self.notes = self._gpu.name, LANES, ()
         with self._gpu.current():
-            here = to_tensorrt.this_machine(trt, *self._gpu.describe())
-            if model.startswith(to_tensorrt.MAGIC):
-                about, plan = to_tensorrt.unpack(model)
-                to_tensorrt.check_machine(about, here)
+            here = builder.this_machine(trt, *self._gpu.describe())
+            if model.startswith(builder.MAGIC):
+                about, plan = builder.unpack(model)
+                builder.check_machine(about, here)
             else:
                 wanted = "fp16" if precision == "auto" else precision
                 options = Options(batch_size or BATCH)
-                about, plan = to_tensorrt.cached(trt, model, options, here, wanted, cache, progress)
+                about, plan = builder.cached(trt, model, options, here, wanted, cache, progress)
             self.precision = about.precision
             if precision not in ("auto", self.precision):
                 raise UsageError(f"this engine computes in {self.precision}, not {precision}")
@@ -80,7 +81,7 @@ class TensorRtEngine(Engine):
             self._load(trt, plan)
 
     def _load(self, trt: Any, plan: bytes) -> None:
-        self._log = to_tensorrt.logger(trt)
+        self._log = builder.logger(trt)
         self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
@@ -88,7 +89,7 @@ class TensorRtEngine(Engine):
         layers = self._engine.create_engine_inspector().get_engine_information(
             trt.LayerInformationFormat.JSON
         )
-        if not to_tensorrt.check_layers(layers, self.precision):
+        if not builder.check_layers(layers, self.precision):
             self.notes = (*self.notes, "TensorRT does not tell the precision of convolutions")
         asked = self.batch_size
         while True:

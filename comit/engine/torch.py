@@ -22,13 +22,14 @@ from comit.engine.base import (
     ignore,
     padded,
 )
+from comit.engine.gpu.device import Borrowed, Device
+from comit.engine.gpu.pycuda_device import open_device
+from comit.engine.gpu.screening import Screening, in_halves
 from comit.errors import UsageError
-from comit.export.graph import Graph
-from comit.export.to_onnx import load_network
-from comit.gpu.batch import Pictures
-from comit.gpu.device import Borrowed, Device, open_device
-from comit.gpu.screening import Screening, in_halves
+from comit.image.samples import Pictures
+from comit.model.graph import Graph
 from comit.model.network import fold_batch_norm
+from comit.model.stored import load_network
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -172,7 +173,7 @@ def kernels_on(name: str) -> Device | None:
 
 
 def on_gpu(network: Any, dtype: torch.dtype, device: torch.device, variant: str) -> Any:
-    """The exported computation (:class:`comit.export.graph.Graph`) as a module on a GPU."""
+    """The exported computation (:class:`comit.model.graph.Graph`) as a module on a GPU."""
     if variant not in VARIANTS:
         raise UsageError(f"variant {variant!r}: choose {', '.join(VARIANTS)}")
     graph = Graph(network, dtype)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from comit.arguments import Output
+from comit.terminal.arguments import Output
 
 if TYPE_CHECKING:
     from comit.look.output import Made

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from comit.errors import ItemError, UsageError
-from comit.results import CHEST, SCORES, decode_mask, provenance, read
+from comit.masks import decode_mask
+from comit.results import CHEST, SCORES, provenance, read
 
 FLAGS = ("flag_unhealthy", "flag_covid")
 MASKS = ("lung_rle", "disease_rle")

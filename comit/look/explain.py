@@ -1,4 +1,4 @@
-"""Grad-CAM of a row's picture, by the one implementation of :mod:`comit.training.gradcam`."""
+"""Grad-CAM of a row's picture, by the one implementation of :mod:`comit.model.gradcam`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class GradCam:
 
     def __init__(self, model: Path | None, task: Literal["unhealthy", "covid"]) -> None:
         try:
-            from comit.training.opened import network_of
+            from comit.model.opened import network_of
         except ImportError as error:
             raise MissingExtra("Grad-CAM", "train") from error
         self._network = network_of(model or BUNDLED)
@@ -33,7 +33,7 @@ class GradCam:
         """
         import torch
 
-        from comit.training.gradcam import gradcam
+        from comit.model.gradcam import gradcam
 
         (found,) = gradcam(self._network, torch.from_numpy(pixels)[None, None], self._task)
         return np.asarray(found, np.float32)

@@ -19,15 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comit.config import ring_bytes
-from comit.decode import Limits
-from comit.decode.worker import Done, Task
 from comit.errors import ItemError, UsageError
 from comit.identifiers import names
-from comit.pool import Pool
-from comit.preprocess import SIZE
+from comit.image.base import Limits
+from comit.image.preprocess import SIZE
+from comit.masks import decode_mask
+from comit.pipeline.pool import Pool
+from comit.pipeline.worker import Done, Task
 from comit.reasons import REASONS, Fail
-from comit.results import decode_mask
-from comit.screen import Options
+from comit.screening import Options
 from comit.source.spelling import spellings
 
 if TYPE_CHECKING:

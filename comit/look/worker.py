@@ -1,4 +1,4 @@
-"""The decoding process of a :class:`comit.look.picture.Pictures`; :mod:`comit.decode.worker` is it.
+"""The decoding process of a :class:`comit.look.picture.Pictures`, a :mod:`comit.pipeline.worker`.
 
 Its tasks want, beside what that one has:
 
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from comit.decode import Image
-from comit.decode import worker as decoding
-from comit.decode.dicom import is_dicom
-from comit.decode.worker import Kept, Parent, Store, Stored
 from comit.errors import ItemError
+from comit.image.base import Image
+from comit.image.dicom import is_dicom
+from comit.image.preprocess import picture
 from comit.look.reference import pack, reference
-from comit.preprocess import picture
+from comit.pipeline import worker as decoding
+from comit.pipeline.worker import Kept, Parent, Store, Stored
 from comit.reasons import Fail
 
 

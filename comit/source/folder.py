@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 
 from comit.errors import UsageError
 from comit.reasons import Fail, Skip
-from comit.source import Input, Item, Selection, item
+from comit.source.base import Item, Selection, item
+from comit.source.inputs import Input
 from comit.source.leave_out import LeaveOut
 
 

@@ -18,21 +18,10 @@ from typing import TYPE_CHECKING, BinaryIO
 from comit import parquet
 from comit.errors import UsageError
 from comit.reasons import Fail, Skip
-from comit.source import (
-    OWN_COLUMNS,
-    PARQUET_MAGIC,
-    SHARD,
-    Item,
-    Listing,
-    Selection,
-    Writer,
-    rechunk,
-    repeated,
-    stamp,
-    unlike,
-)
+from comit.source.base import SHARD, Item, Listing, Selection, stamp, unlike
 from comit.source.csvfile import LONGEST, Csv
 from comit.source.spelling import spellings
+from comit.source.worklist import OWN_COLUMNS, PARQUET_MAGIC, Writer, rechunk, repeated
 
 if TYPE_CHECKING:
     import pyarrow as pa
