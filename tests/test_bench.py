@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 import comit.bench.stages as stages_module
 import comit.bench.throughput as throughput_module
+from comit import machine as machine_module
 from comit.bench import compare, decoding, latency, peers
-from comit.bench import machine as machine_module
 from comit.bench.cli import GENERATED, bench
 from comit.bench.files import KINDS, generate
 from comit.bench.latency import by_batch, measure, rate

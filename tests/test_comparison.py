@@ -20,13 +20,13 @@ from drawn_cohorts import cohort  # noqa: E402
 from training_runs import QUIET, TINY  # noqa: E402
 
 from comit.errors import UsageError  # noqa: E402
-from comit.model.cli import baselines as command  # noqa: E402
 from comit.model.data import load, read_manifest  # noqa: E402
 from comit.model.metrics import Predictions  # noqa: E402
 from comit.model.network import COMiTNet, NetworkConfig, Outputs  # noqa: E402
 from comit.model.recipe import TrainConfig  # noqa: E402
 from comit.model.resident import Resident  # noqa: E402
 from comit.study import mask_rcnn  # noqa: E402
+from comit.study.cli import baselines as command  # noqa: E402
 from comit.study.comparison import ABLATION, BASELINES, compare, measured  # noqa: E402
 from comit.study.crop import box, crop_to_lungs  # noqa: E402
 from comit.study.rivals import CLASSIFIERS, builder, torchvision  # noqa: E402

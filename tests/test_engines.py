@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from comit import engine as engines
+from comit import modelfile
 from comit.card import BUNDLED
-from comit.engine import Backend, available, load_engine, load_model, modelfile
+from comit.engine import Backend, available, load_engine, load_model
 from comit.engine.base import Engine, Inference, padded
 from comit.errors import MissingExtra, ModelError, UsageError
 

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from comit.engine.gpu import batch
 from comit.engine.gpu.compile import KERNELS
 from comit.engine.gpu.preprocess import Preprocessor
 from comit.engine.gpu.run_lengths import RunLengths
 from comit.errors import ItemError
 from comit.image import open_image
+from comit.image import samples as layout_of
 from comit.image.preprocess import Lut, Presentation, Window, preprocess
 from comit.image.samples import Outcome, Rows, Source, takes
 from comit.image.scanlines import read_rows
@@ -152,11 +152,11 @@ def test_sizes_at_the_edges(device: Any, size: tuple[int, int], dtype: Any) -> N
 def test_the_longest_sides_do_not_overflow(device: Any) -> None:
     """32,767 rows of 65,535: the largest sum of a column, 2^31 - 98,302."""
     for dtype, value in ((np.uint16, 65535), (np.int16, -32768)):
-        for shape in ((batch.MOST_SIDE, 64), (64, batch.MOST_SIDE)):
+        for shape in ((layout_of.MOST_SIDE, 64), (64, layout_of.MOST_SIDE)):
             samples = np.full(shape, value, dtype)
             samples[: shape[0] // 2, : shape[1] // 2] = value // 2
             agree(device, [(samples, Presentation())])
-    assert not takes((64, batch.MOST_SIDE + 1), np.dtype(np.uint8), Presentation())
+    assert not takes((64, layout_of.MOST_SIDE + 1), np.dtype(np.uint8), Presentation())
 
 
 def test_polarity_padding_and_thresholds_are_pictures_of_their_own(device: Any) -> None:
@@ -217,9 +217,9 @@ def test_other_types_are_the_cpus(device: Any, dtype: Any) -> None:
 
 
 def test_a_table_is_the_same_in_python_and_in_c(library: Any) -> None:
-    assert library.size_of_picture() == batch.PICTURE.itemsize
-    assert library.size_of_scanlines() == batch.SCANLINES.itemsize
-    assert library.size_of_runs() == batch.RUNS.itemsize
+    assert library.size_of_picture() == layout_of.PICTURE.itemsize
+    assert library.size_of_scanlines() == layout_of.SCANLINES.itemsize
+    assert library.size_of_runs() == layout_of.RUNS.itemsize
 
 
 def test_float16_is_rounded_as_ieee_says(library: Any) -> None:
@@ -285,7 +285,7 @@ def test_png_filters_are_undone(
     rows = read_rows(data)
     assert isinstance(rows, Rows) and rows.shape == samples.shape and rows.dtype == samples.dtype
     pictures = device.pictures([(samples, Presentation()), (rows, Presentation())])
-    layout = batch.lay_out(pictures)
+    layout = layout_of.lay_out(pictures)
     memory = device.empty(layout.size)
     device.upload(memory, pictures.data, None)
     lines = device.empty(layout.scanlines.nbytes)

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from comit import modelfile
 from comit.card import BUNDLED, read_card
 from comit.cli import main
-from comit.engine import load_engine, modelfile
+from comit.engine import load_engine
 from comit.engine.gpu.preprocess import Preprocessor
 from comit.errors import ModelError, UsageError
 from comit.image.preprocess import Presentation, preprocess
