@@ -246,6 +246,7 @@ def screen(
       comit screen /archive --out results/ --exclude '#old/' --exclude 'test-*'
       comit screen xrays/*.jpg --out results.parquet
     """
+    from comit import heap
     from comit.pipeline.confine import forbid_core_dumps
     from comit.screening import Options
     from comit.screening import screen as run
@@ -253,6 +254,7 @@ def screen(
     options = Options(**given) if model is None else Options(model=model, **given)
     if options.identifiers != "plain":
         forbid_core_dumps()
+    heap.share()
     stop, said = threading.Event(), console(ctx, quiet=quiet, log_format=log_format)
 
     def ask_to_stop(number: int, frame: object) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,10 +98,18 @@ def parquet(
 
 
 def as_others_may_read(path: Path) -> None:
-    """Gives a private file the permissions that the user's umask asks for."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
+    """Gives a private file the permissions that its folder and the user's umask ask for.
+
+    A new file tells them: to ask for the umask is to change it, for every thread of the process.
+    """
+    probe = path.with_name(path.name + ".mode")
+    probe.unlink(missing_ok=True)  # of a killed run
+    fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        path.chmod(stat.S_IMODE(os.fstat(fd).st_mode))
+    finally:
+        os.close(fd)
+        probe.unlink()
 
 
 @contextmanager

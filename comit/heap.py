@@ -1,7 +1,8 @@
 """The heap of the main process, which glibc grows for every thread and gives back late.
 
 Rows are made by several threads and merged by another. Each with an arena of its own keeps what
-it once took, and a run's memory would grow for as long as threads find new ones to fill.
+it once took, and a run's memory would grow for as long as threads find new ones to fill. The
+command line makes them share one; a program that calls the library decides for itself.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ M_ARENA_MAX = -8  # malloc.h
 
 
 def share() -> None:
-    """All threads of this process allocate from one arena from now on."""
+    """All threads of this process allocate from one arena from now on: for the whole process."""
     _glibc("mallopt", M_ARENA_MAX, 1)
 
 

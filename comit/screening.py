@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comit import __version__, heap, preprocess_version
+from comit import __version__, preprocess_version
 from comit.card import BUNDLED, OperatingPoint, read_card
 from comit.config import decoders, ring_bytes
 from comit.console import Console
@@ -180,7 +180,6 @@ def screen(
     from comit.source.inputs import Input
     from comit.terminal.prometheus import Metrics
 
-    heap.share()
     options, stop, console = options or Options(), stop or threading.Event(), console or Console()
     given = Input.of(source)
     if Path(out).exists() and any(path.samefile(out) for path in given.paths):

@@ -373,7 +373,7 @@ def test_a_journal_reaches_no_file_outside(tmp_path, night, pictures):
 
 
 def test_a_changed_bit_inside_a_part_is_found_out(tmp_path):
-    from test_sink import N, check, fill, opened
+    from test_run import N, check, fill, opened
 
     out = tmp_path / "r.parquet"
     with pytest.raises(Stopped), opened(out, N) as sink:

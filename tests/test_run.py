@@ -244,9 +244,11 @@ def test_a_failing_disk_stops_the_run_with_the_words_to_resume(tmp_path, monkeyp
     check(out, N)
 
 
-def test_staging_is_private_and_results_follow_the_umask(tmp_path):
+def test_staging_is_private_and_results_follow_the_umask_that_nobody_touches(tmp_path, monkeypatch):
     out = tmp_path / "r.parquet"
-    before = os.umask(0o027)
+    umask = os.umask
+    before = umask(0o027)
+    monkeypatch.delattr(os, "umask")  # it is the whole process's
     try:
         with opened(out, N) as sink:
             fill(sink)
@@ -255,7 +257,7 @@ def test_staging_is_private_and_results_follow_the_umask(tmp_path):
             assert all(p.stat().st_mode & 0o077 == 0 for p in staging.glob("part-*"))
             sink.finish()
     finally:
-        os.umask(before)
+        umask(before)
     assert out.stat().st_mode & 0o777 == 0o640
 
 
