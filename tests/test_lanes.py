@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import numpy as np
@@ -79,6 +80,25 @@ def test_no_masks_need_no_decoders():
     asked, rows = run("none", [True, False] * 9)
     assert asked == Counter(scores=18)
     assert all(row.lung_rle is None for row in rows.values())
+
+
+@pytest.mark.parametrize("masks", ["all", "flagged"])
+def test_what_has_waited_long_enough_is_run_without_company(masks):
+    """Each call may settle what the last one found out: a flagged image waits for masks, too."""
+    sink, pixels = Rows(), np.full((224, 224), 0.9, np.float32)
+    with Lanes(Counting(), sink.add, POINT, None, masks) as lanes:
+        lanes.add(Done(0, None), pixels)
+        lanes.hurry(60.0)
+        assert not sink.rows and not lanes._running
+        for i in range(20):  # more than there are buffers
+            end = time.monotonic() + 60
+            while i not in sink.rows and time.monotonic() < end:
+                lanes.hurry(0.0)
+            assert sink.rows[i].lung_rle
+            lanes.add(Done(i + 1, None), pixels)
+        lanes.flush()
+        assert sorted(sink.rows) == list(range(21))
+        lanes.flush()  # nothing is run twice
 
 
 def test_an_engine_of_one_stage_runs_whole():

@@ -6,8 +6,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
+from collections import deque
 from pathlib import Path
 
 import cv2
@@ -16,6 +18,7 @@ import pytest
 
 from comit.bench.faults import dicoms
 from comit.bench.faults.dicoms import make
+from comit.durable import nameless
 from comit.errors import Stopped
 from comit.image import open_image
 from comit.image.base import Limits
@@ -77,6 +80,46 @@ def test_a_problem_is_a_reason_and_not_an_exception(pictures, tmp_path):
         "missing.png": "vanished",
         "zero\0byte.png": "read_error",
     }
+
+
+def test_work_may_come_later_and_whoever_brings_it_wakes_the_pool(pictures, monkeypatch):
+    """One process is stopped with its file: the other takes what is brought meanwhile."""
+    monkeypatch.setattr("comit.pipeline.pool.TICK", 60.0)
+    inbox, turns = deque([Task(0, pictures[0]), Task(1, pictures[1])]), []
+
+    def arriving():
+        while True:
+            yield inbox.popleft() if inbox else None
+
+    def bring():
+        inbox.append(Task(2, pictures[2]))
+        decoders.wake()
+
+    with pool() as decoders:
+        list(decoders.run(tasks(pictures)))  # both have started
+        stopped = decoders._workers[0].process
+        stopped.send_signal(signal.SIGSTOP)
+        threading.Timer(1.0, bring).start()
+        order = []
+        for done, _ in decoders.run(arriving(), lambda: turns.append(len(order))):
+            order.append(done.item)
+            if done.item == 2:
+                stopped.send_signal(signal.SIGCONT)
+        assert order == [1, 2, 0] and {*turns} == {0, 1, 2}
+        assert not list(decoders.run(arriving()))  # nothing for now: it ends
+
+
+def test_processes_read_files_that_have_no_name(pictures):
+    content = Path(os.fsdecode(pictures[0])).read_bytes()
+    with nameless() as file:
+        file.write(content)
+        file.flush()
+        inherited = (file.fileno(),)
+        with Pool(1, 2**24, Limits(), 30.0, inherited=inherited) as decoders:
+            work = [Task(0, pictures[0]), Task(1, b"/dev/fd/%d" % file.fileno())]
+            (_, named), (done, read) = ((d, np.array(p)) for d, p in decoders.run(work))
+    assert (done.file_size, done.file_crc32) == (len(content), zlib.crc32(content))
+    assert np.array_equal(named, read)
 
 
 def test_a_killed_process_costs_the_item_in_hand_and_no_other(pictures):

@@ -65,9 +65,12 @@ class Batch:
 
     images: Pixels | Pictures
     decoded: list[Done]
+    since: float = 0.0  # when its first image came, by time.monotonic()
 
     def add(self, image: Source, done: Done) -> None:
         """Copies one image."""
+        if not self.decoded:
+            self.since = time.monotonic()
         self.images.add(image, done.stored and done.stored.presentation)
         self.decoded.append(done)
 
@@ -101,8 +104,11 @@ class Lanes:
         self._buffers = buffers(engine, 2 * engine.lanes + 2)
         self._batch = Batch(self._buffers.get(), [])
         # Flagged images wait here for their masks; every thread may fill one batch up.
-        self._flagged_buffers = buffers(engine, engine.lanes + 2 if self._two_stage else 1)
+        # There is a buffer for each thread, one that is filled and one that hurries: so that
+        # nobody ever waits for one with the mutex in hand.
+        self._flagged_buffers = buffers(engine, engine.lanes + 3 if self._two_stage else 1)
         self._flagged = Batch(self._flagged_buffers.get(), [])
+        self._hurried: Future[None] | None = None
         self._flagged_share = 0.0
         self._running: list[Future[None]] = []
         self._mutex = threading.Lock()
@@ -138,8 +144,22 @@ class Lanes:
             self._submit()
         for future in self._running:
             future.result()
+        self._running.clear()
         if self._flagged.decoded:
-            self._infer(self._flagged)
+            self._mask(self._swapped())
+
+    def hurry(self, seconds: float) -> None:
+        """Runs what has waited longer than that for others to fill its batch; does not wait."""
+        before = time.monotonic() - seconds
+        if self._batch.decoded and self._batch.since < before:
+            self._submit()
+        with self._mutex:
+            is_due = self._flagged.decoded and self._flagged.since < before
+            if not is_due or (self._hurried is not None and not self._hurried.done()):
+                return
+            flagged = self._swapped()
+        self._hurried = self._threads.submit(self._mask, flagged)
+        self._running.append(self._hurried)
 
     def _submit(self) -> None:
         for future in [f for f in self._running if f.done()]:
@@ -191,21 +211,28 @@ class Lanes:
         self._finish([decoded[i] for i in settled], [rows[i] for i in settled])
         for i, mark in enumerate(marked):
             if mark and (full := self._keep(images[i], decoded[i])):
-                try:
-                    self._infer(full)
-                finally:
-                    full.images.clear()
-                    self._flagged_buffers.put(full.images)
+                self._mask(full)
         self._flagged_share += (sum(marked) / len(marked) - self._flagged_share) / MEMORY
 
     def _keep(self, image: NDArray[np.float32], done: Done) -> Batch | None:
         """Adds a flagged image; returns the batch that it fills up."""
         with self._mutex:
             self._flagged.add(image, done)
-            if len(self._flagged.decoded) < self._engine.batch_size:
-                return None
-            full, self._flagged = self._flagged, Batch(self._flagged_buffers.get(), [])
-            return full
+            is_full = len(self._flagged.decoded) == self._engine.batch_size
+            return self._swapped() if is_full else None
+
+    def _swapped(self) -> Batch:
+        """The flagged images that wait; those that come are gathered anew."""
+        waiting, self._flagged = self._flagged, Batch(self._flagged_buffers.get(), [])
+        return waiting
+
+    def _mask(self, flagged: Batch) -> None:
+        """Scores and masks of flagged images."""
+        try:
+            self._infer(flagged)
+        finally:
+            flagged.images.clear()
+            self._flagged_buffers.put(flagged.images)
 
     def _finish(self, decoded: list[Done], rows: list[Row]) -> None:
         started = time.perf_counter()

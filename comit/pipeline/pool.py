@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing import Pipe
@@ -55,6 +55,7 @@ class _Worker:
         policy: ViewPolicy,
         now: float,
         tries: int,
+        inherited: tuple[int, ...],
     ) -> None:
         self.pipe, theirs = Pipe()
         self.tries = tries  # to start a process here since one was ready, with this one
@@ -64,7 +65,7 @@ class _Worker:
             reading = json.dumps((policy, asdict(limits)))
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", program, *map(str, numbers), reading],
-                pass_fds=(theirs.fileno(), ring.fd),
+                pass_fds=(theirs.fileno(), ring.fd, *inherited),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # codecs print; headers name patients
@@ -92,7 +93,8 @@ class Pool:
 
     ``ring_bytes`` bounds the memory of pictures over 1 MiB beside the workers' own 2 MiB each,
     ``timeout`` the seconds that reading and decoding one file may take. ``program`` is the Python
-    of a process, if not :data:`WORKER`: it calls :func:`comit.pipeline.worker.main`.
+    of a process, if not :data:`WORKER`: it calls :func:`comit.pipeline.worker.main`. ``inherited``
+    are file descriptors that the processes have too, under the same numbers.
     """
 
     def __init__(
@@ -103,14 +105,19 @@ class Pool:
         timeout: float,
         policy: ViewPolicy = "tagged",
         program: str | None = None,
+        inherited: tuple[int, ...] = (),
     ) -> None:
         self._limits, self._timeout, self._policy = limits, timeout, policy
-        self._program = program
+        self._program, self._inherited = program, inherited
         own = AHEAD * SLOT
         self._ring = Ring(ring_bytes, reserved=workers * own)
         self._clock = Clock()
         self._waiting: deque[_Worker] = deque()  # for memory, first come first served
         self._selector = DefaultSelector()
+        self._bell = os.pipe()
+        for end in self._bell:
+            os.set_blocking(end, False)
+        self._selector.register(self._bell[0], EVENT_READ)
         self._workers: list[_Worker] = []
         try:
             for i in range(workers):
@@ -133,9 +140,21 @@ class Pool:
         self._selector.close()
         self._ring.close()
         self._clock.close()
+        for end in self._bell:
+            os.close(end)
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Done, Source | None]]:
+    def wake(self) -> None:
+        """Has :meth:`run` ask for tasks at once; any thread may call it while the pool is open."""
+        with suppress(BlockingIOError):  # it has been called a thousand times since
+            os.write(self._bell[1], b"\0")
+
+    def run(
+        self, tasks: Iterable[Task | None], turn: Callable[[], object] = lambda: None
+    ) -> Iterator[tuple[Done, Source | None]]:
         """Decodes files and yields them as they finish, in no fixed order.
+
+        None among the tasks says that there is none for now; it ends when there is none and all
+        others are done. ``turn`` is called after every wait of at most :data:`TICK`.
 
         With every :class:`Done` that has no reason comes a view into the ring, valid until the
         next one is asked for: (224, 224) float32 pixels, or where the task asks for them and the
@@ -145,6 +164,10 @@ class Pool:
         again: deque[Task] = deque()
         while self._feed(source, again):
             arrived = [key.data for key, _ in self._selector.select(TICK)]
+            if None in arrived:
+                arrived.remove(None)
+                os.read(self._bell[0], 2**16)
+            turn()
             now = self._clock.seconds()
             late = [w for w in self._workers if w not in arrived and self._is_late(w, now)]
             for worker in late:
@@ -170,7 +193,16 @@ class Pool:
         now = self._clock.seconds()
         try:
             program = self._program or WORKER
-            worker = _Worker(program, self._ring, slots, self._limits, self._policy, now, tries)
+            worker = _Worker(
+                program,
+                self._ring,
+                slots,
+                self._limits,
+                self._policy,
+                now,
+                tries,
+                self._inherited,
+            )
         except OSError as error:  # no process, no memory or no file number left
             raise Stopped(
                 f"a decoding process cannot be started: {error.strerror}. Fewer --workers may do; "
@@ -179,7 +211,7 @@ class Pool:
         self._selector.register(worker.pipe, EVENT_READ, worker)
         return worker
 
-    def _feed(self, source: Iterator[Task], again: deque[Task]) -> bool:
+    def _feed(self, source: Iterator[Task | None], again: deque[Task]) -> bool:
         """Gives every worker something to do; false once everything has been done."""
         for depth in range(AHEAD):
             for worker in self._workers:
