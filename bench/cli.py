@@ -323,6 +323,22 @@ def report(
 
 
 @bench.command()
+@click.argument("results", type=PATH)
+@click.option("--rows", type=click.IntRange(1), default=100_000, show_default=True)
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
+@JSON
+def differences(results: Path, rows: int, repeat: int, to: Path | None) -> None:
+    """Time comit compare on RESULTS, repeated to --rows: the same masks, and all others.
+
+    RESULTS need masks. Peak memory is that of the whole process.
+    """
+    from comit.bench.differences import measure
+
+    columns = ("masks", "rows", "seconds", "cpu_seconds", "peak_bytes")
+    show(measure(results, rows, repeat), columns, to)
+
+
+@bench.command()
 @click.argument("source", metavar="INPUT", type=PATH)
 @engine_options
 @click.option("--share", "shares", type=click.FloatRange(0, 1), multiple=True)

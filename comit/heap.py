@@ -7,12 +7,25 @@ command line makes them share one; a program that calls the library decides for 
 
 from __future__ import annotations
 
-M_ARENA_MAX = -8  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
+KEPT = 32 * 2**20  # bytes
 
 
 def share() -> None:
     """All threads of this process allocate from one arena from now on: for the whole process."""
     _glibc("mallopt", M_ARENA_MAX, 1)
+
+
+def reuse() -> None:
+    """What is freed is used again from now on, by Arrow too, and not faulted in anew each time.
+
+    For a command that goes through many arrays of a size; :func:`trim` still gives back.
+    """
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())
+    for bound in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+        _glibc("mallopt", bound, KEPT)
 
 
 def trim() -> None:

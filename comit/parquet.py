@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.dataset as ds
     import pyarrow.parquet as pq
 
 
@@ -45,12 +44,3 @@ def rows(path: Path) -> int:
 def table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Columns of a whole file, or all of them."""
     return opened(path).read(None if columns is None else [*columns], use_threads=False)
-
-
-def dataset(paths: Sequence[Path]) -> ds.Dataset:
-    """Files as one data set with the columns of the first."""
-    import pyarrow.dataset as ds
-
-    kind = ds.ParquetFileFormat()
-    fragments = [kind.make_fragment(source(path)) for path in paths]
-    return ds.FileSystemDataset(fragments, fragments[0].physical_schema, kind)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ from comit.errors import UsageError
 from comit.reasons import Caution
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 SCHEMA_VERSION = "3"
 THRESHOLDS = ("unhealthy", "covid", "chest")  # what the metadata has thresholds for
@@ -157,49 +160,119 @@ def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
     another kind, two rows have one ``row_id``, or there is no column of a name asked for.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    ours = {f.name: f for f in schema()}
+    files, wanted, kinds = _opened(path, columns)
+    names = list(dict.fromkeys([*wanted, "row_id"]))
+    parts = []
+    for file in files:
+        with _readable(path):
+            part = parquet.table(file, [n for n in names if n in kinds])
+        parts.append(_typed(path, part, names, kinds))
+    table = pa.concat_tables(parts)
+    if table["row_id"].null_count:
+        raise UsageError(f"{path} has rows without a row_id")
+    if len(table["row_id"].unique()) != len(table):
+        raise UsageError(f"{path} has two rows of one row_id")
+    return table.select(wanted)
+
+
+def batches(
+    path: Path | str,
+    columns: Sequence[str],
+    size: int = 4096,
+    rows: NDArray[np.int64] | None = None,
+) -> Iterator[pa.Table]:
+    """What :func:`read` gives, at most ``size`` rows at a time, in its order.
+
+    ``rows`` are the numbers of those to give, ascending; row groups without any are not read.
+    Memory holds a row group, whatever the number of rows, so no ``row_id`` is compared.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    files, wanted, kinds = _opened(path, columns)
+    start = 0
+    for file in files:
+        with _readable(path), parquet.opened(file) as opened:
+            names = [n for n in wanted if n in kinds]  # those that it lacks are passed over
+            for group in range(opened.num_row_groups):
+                end = start + opened.metadata.row_group(group).num_rows
+                if rows is not None and not np.diff(np.searchsorted(rows, [start, end])):
+                    start = end
+                    continue
+                for batch in opened.iter_batches(size, [group], names, use_threads=False):
+                    table = pa.Table.from_batches([batch])
+                    end = start + len(table)
+                    if rows is not None:
+                        first, last = np.searchsorted(rows, [start, end])
+                        table = table.take(rows[first:last] - start)
+                    start = end
+                    yield _typed(path, table, wanted, kinds)
+
+
+def _opened(
+    path: Path | str, columns: Sequence[str] | None
+) -> tuple[list[Path], list[str], dict[str, pa.DataType]]:
+    """The files of results, the columns asked for, and those of the first file by their types."""
     if not Path(path).exists():
         raise UsageError(f"{path} does not exist; comit screen INPUT --out {path} makes results")
-    try:
+    with _readable(path):
         files = [Path(path)]
         if files[0].is_dir():
             files = data_files(files[0])
         if not files:
             raise UsageError(f"{path} is a folder without results of comit")
-        data = parquet.dataset(files)
-        present = data.schema.names
-        if not {"row_id", "status"} <= set(present):
-            raise UsageError(f"{path} is not a results file of comit: no row_id and status")
-        wanted = list(columns or [*COLUMNS, *(n for n in present if n not in ours)])
-        if unknown := [n for n in wanted if n not in present and n not in ours]:
-            raise UsageError(f"{path} has no column {unknown[0]!r}")
-        table = data.to_table(list(dict.fromkeys([*(n for n in wanted if n in present), "row_id"])))
-        table.validate(full=True)  # offsets and text: what is read next believes them
+        kinds = {f.name: f.type for f in parquet.schema(files[0])}
+    if not {"row_id", "status"} <= set(kinds):
+        raise UsageError(f"{path} is not a results file of comit: no row_id and status")
+    wanted = list(columns or [*COLUMNS, *(n for n in kinds if n not in COLUMNS)])
+    if unknown := [n for n in wanted if n not in kinds and n not in COLUMNS]:
+        raise UsageError(f"{path} has no column {unknown[0]!r}")
+    return files, wanted, kinds
+
+
+@contextmanager
+def _readable(path: Path | str) -> Iterator[None]:
+    """Turns what Arrow says of a damaged file into UsageError."""
+    import pyarrow as pa
+
+    try:
+        yield
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{path} cannot be read as Parquet") from error
-    for i, name in enumerate(table.column_names):
-        if name not in ours:
+
+
+def _typed(
+    path: Path | str, table: pa.Table, wanted: Sequence[str], kinds: dict[str, pa.DataType]
+) -> pa.Table:
+    """The columns ``wanted``, ours in the types of :func:`schema`, null where the table lacks one.
+
+    ``kinds`` are the types of the first file's columns, which others have in all files.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    with _readable(path):
+        table.validate(full=True)  # offsets and text: what is read next believes them
+    fields = kinds | {f.name: f.type for f in schema()}
+    columns = []
+    for name in wanted:
+        if table.column_names.count(name) > 1:
+            raise UsageError(f"{path} has two columns {name!r}")
+        if name not in table.column_names:
+            columns.append(pa.chunked_array([pa.nulls(len(table), fields[name])]))
             continue
         try:
-            column = table[name].cast(ours[name].type)
+            column = table[name].cast(fields[name])
         except pa.ArrowException as error:
             raise UsageError(
                 f"{path}: column {name!r} is {table[name].type} and cannot be read as "
-                f"{ours[name].type}, as comit writes it"
+                f"{fields[name]}, as comit writes it"
             ) from error
-        if pa.types.is_floating(column.type):
+        if name in COLUMNS and pa.types.is_floating(column.type):
             column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
-        table = table.set_column(i, name, column)
-    if table["row_id"].null_count:
-        raise UsageError(f"{path} has rows without a row_id")
-    if len(table["row_id"].unique()) != len(table):
-        raise UsageError(f"{path} has two rows of one row_id")
-    for name in wanted:
-        if name not in present:
-            table = table.append_column(ours[name], pa.nulls(len(table), ours[name].type))
-    return table.select(wanted)
+        columns.append(column)
+    return pa.table(columns, names=list(wanted), metadata=table.schema.metadata)
 
 
 def provenance(table: pa.Table) -> dict[str, Any]:

@@ -67,7 +67,9 @@ def unscored(row_id: str, status: str, reason: str, **columns: Any):
     return {"row_id": row_id, "path": f"{row_id}.png", "status": status, "reason": reason} | columns
 
 
-def write(to: Path, rows: list[dict[str, Any]], **metadata: str) -> Path:
+def write(
+    to: Path, rows: list[dict[str, Any]], row_group_size: int | None = None, **metadata: str
+) -> Path:
     """The rows as ``comit screen`` would have written them; other columns come last."""
     own = {f.name: f for f in schema()}
     names = dict.fromkeys(name for row in rows for name in row)
@@ -76,7 +78,7 @@ def write(to: Path, rows: list[dict[str, Any]], **metadata: str) -> Path:
     columns = [pa.array([r.get(f.name) for r in rows], f.type) for f in fields]
     columns += [pa.array([r.get(n) for r in rows]) for n in others]
     table = pa.table(columns, names=[*(f.name for f in fields), *others])
-    pq.write_table(table.replace_schema_metadata(PROVENANCE | metadata), to)
+    pq.write_table(table.replace_schema_metadata(PROVENANCE | metadata), to, row_group_size)
     return to
 
 

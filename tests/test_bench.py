@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import resultfiles as rf
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
@@ -564,6 +565,17 @@ echo "$*"
     else:
         assert not errors and said.endswith("all ran\n")
     assert done.returncode == bool(failing)
+
+
+def test_a_comparison_is_timed_with_the_same_masks_and_with_others(tmp_path: Path) -> None:
+    from comit.bench.differences import measure as differences
+
+    results = rf.write(tmp_path / "r.parquet", [rf.ok("a"), rf.unscored("b", "failed", "empty")])
+    same, another = differences(results, 20, 1)
+    assert (same.masks, another.masks, same.rows, another.rows) == ("same", "another", 20, 20)
+    assert all(c.peak_bytes > 2**24 and c.seconds > 0 < c.cpu_seconds for c in (same, another))
+    with pytest.raises(UsageError, match="no rows with masks"):
+        differences(rf.write(tmp_path / "n.parquet", [rf.unscored("b", "failed", "empty")]), 2, 1)
 
 
 def test_memory_of_a_run_counts_all_its_processes(tiny_model: Path, pictures: Path) -> None:

@@ -130,6 +130,14 @@ def test_columns_of_another_kind_end_with_words(tmp_path: Path, name: str, comma
     assert code != 2 or name in said or "metadata" in said
 
 
+def test_two_columns_of_one_name_end_with_words(tmp_path: Path) -> None:
+    results = crafted(tmp_path)
+    table = pq.read_table(results)
+    pq.write_table(table.append_column("lung_rle", table["lung_rle"]), results)
+    code, said = call("compare", results, results)
+    assert code == 2 and "has two columns 'lung_rle'" in said
+
+
 @pytest.mark.parametrize(
     "thresholds", ['{"unhealthy": NaN, "covid": 0.5}', "[1]", "{", '{"covid": "x"}', "[" * 9000]
 )

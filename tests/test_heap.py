@@ -45,6 +45,34 @@ def test_threads_share_one_arena() -> None:
     assert arenas("share") == 1 < arenas("as it is")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_memory_that_is_freed_is_used_again() -> None:
+    code = """
+import platform, resource, sys
+import pyarrow
+from comit import heap
+if platform.libc_ver()[0] != "glibc":
+    sys.exit("not glibc")
+if sys.argv[1] == "reuse":
+    heap.reuse()
+for _ in range(50):
+    arrays = [b"x" * 1_000_000 for _ in range(10)]
+    del arrays
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(faults, pyarrow.default_memory_pool().backend_name)
+"""
+
+    def faults(how: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, how], capture_output=True, text=True, check=True
+        )
+        number, pool = done.stdout.split()
+        return int(number), pool
+
+    (few, pool), (many, _) = faults("reuse"), faults("as it is")
+    assert few < many - 50_000 and pool == "system"  # 122,000 pages of 4 KiB
+
+
 def test_trimming_gives_free_memory_back() -> None:
     code = """
 from comit import heap

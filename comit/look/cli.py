@@ -156,10 +156,13 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
     """Say how the results B differ from A: scores, flags, masks."""
     import json
 
+    from comit import heap
     from comit.console import printable
     from comit.look.compare import as_dict, lines
     from comit.look.compare import compare as run
 
+    heap.share()
+    heap.reuse()
     found = run(a, b)
     said = [printable(line) for line in lines(found)]
     click.echo(json.dumps(as_dict(found), indent=1) if as_json else "\n".join(said))

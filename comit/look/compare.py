@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from comit.errors import ItemError, UsageError
-from comit.masks import decode_mask
-from comit.results import CHEST, SCORES, provenance, read
+from comit import heap
+from comit.errors import UsageError
+from comit.results import CHEST, SCORES, batches, provenance, read
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
 
 FLAGS = ("flag_unhealthy", "flag_covid")
 MASKS = ("lung_rle", "disease_rle")
+HELD = 8_192  # rows whose masks are in memory, some 1 kB each,
+TOGETHER = 256  # and of which the overlaps are found at once: their runs stay in the cache
 
 
 @dataclass(frozen=True)
@@ -30,78 +40,133 @@ class Comparison:
 
 
 def compare(a: Path, b: Path) -> Comparison:
-    """Compares two results files; raises UsageError where they share no row."""
-    import numpy as np
+    """Compares two results files; raises UsageError where they share no row.
 
-    columns = ("row_id", "status", *SCORES, CHEST, *FLAGS, *MASKS)
-    tables = [read(path, columns) for path in (a, b)]
-    first, second = ({r["row_id"]: r for r in t.to_pylist()} for t in tables)
-    shared = [i for i in first if i in second]
-    if not shared:
+    Memory holds ids, scores and flags of all rows, and masks of a few thousand at a time.
+    """
+    found, partners = _without_masks(a, b)
+    return replace(found, masks=_overlaps(a, b, partners))
+
+
+def _without_masks(a: Path, b: Path) -> tuple[Comparison, NDArray[np.int64]]:
+    """All but the masks; of each row of ``a`` that is ok in both the number of b's, else -1."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    columns = ("row_id", "status", *SCORES, CHEST, *FLAGS)
+    first, second = (read(path, columns) for path in (a, b))
+    places = pc.index_in(first["row_id"], second["row_id"])  # null where b lacks the row
+    shared = first.filter(pc.is_valid(places)), second.take(pc.drop_null(places))
+    if not len(shared[0]):
         raise UsageError(f"{a} and {b} have no row_id in common")
-    pairs = [(first[i], second[i]) for i in shared]
-    ok = [(x, y) for x, y in pairs if x["status"] == y["status"] == "ok"]
-    scores: dict[str, dict[str, float]] = {}
-    for name in (*SCORES, CHEST):
-        among = pairs if name == CHEST else ok  # of skipped rows too
-        known = [(x[name], y[name]) for x, y in among if None not in (x[name], y[name])]
-        if name == CHEST and not known:  # of a model without a gate
-            continue
-        off = np.abs([v - u for u, v in known] or [0.0])
-        p99 = float(np.quantile(off, 0.99))
-        scores[name] = {"mean": float(off.mean()), "p99": p99, "max": float(off.max())}
-    flips = {
-        name: {
-            "raised": sum(x[name] is False and y[name] is True for x, y in ok),
-            "dropped": sum(x[name] is True and y[name] is False for x, y in ok),
-        }
-        for name in FLAGS
-    }
-    said = [provenance(t) for t in tables]
+    is_ok = pc.fill_null(pc.and_(*(pc.equal(t["status"], "ok") for t in shared)), False)
+    ok = [t.filter(is_ok) for t in shared]
+    partners = np.full(len(first), -1)
+    partners[np.flatnonzero(pc.is_valid(places))[is_ok]] = pc.drop_null(places).filter(is_ok)
+    scores = {name: _differences(*(t[name] for t in ok)) for name in SCORES}
+    gates = [t[CHEST] for t in shared]  # of skipped rows too
+    if _number(pc.and_(*(pc.is_valid(g) for g in gates))):  # else of a model without a gate
+        scores[CHEST] = _differences(*gates)
+    said = [provenance(t) for t in (first, second)]
     keys = [k for k in {**said[0], **said[1]} if k != "run_id"]
-    return Comparison(
-        both=len(shared),
-        only_a=len(first) - len(shared),
-        only_b=len(second) - len(shared),
-        status_changed=sum(x["status"] != y["status"] for x, y in pairs),
-        scored=len(ok),
+    found = Comparison(
+        both=len(shared[0]),
+        only_a=len(first) - len(shared[0]),
+        only_b=len(second) - len(shared[0]),
+        status_changed=_number(pc.not_equal(*(t["status"] for t in shared))),
+        scored=len(ok[0]),
         scores=scores,
-        flips=flips,
-        masks={name: _overlaps([(x[name], y[name]) for x, y in ok]) for name in MASKS},
+        flips={name: _flips(*(t[name] for t in ok)) for name in FLAGS},
+        masks={},
         differs={
             k: (said[0].get(k), said[1].get(k)) for k in keys if said[0].get(k) != said[1].get(k)
         },
     )
+    return found, partners
 
 
-def iou(a: dict[str, Any], b: dict[str, Any]) -> float:
-    """Intersection over union of two run-length masks; 1 where both are empty.
+def _differences(a: pa.ChunkedArray, b: pa.ChunkedArray) -> dict[str, float]:
+    """Mean, 99th percentile and maximum of |b - a| where both are known; 0 where none are."""
+    import numpy as np
+    import pyarrow.compute as pc
 
-    Raises ItemError where one is no mask.
-    """
+    off = pc.drop_null(pc.abs(pc.subtract(b.cast("float64"), a.cast("float64"))))
+    values = np.asarray(off) if len(off) else np.zeros(1)
+    p99 = float(np.quantile(values, 0.99))
+    return {"mean": float(values.mean()), "p99": p99, "max": float(values.max())}
+
+
+def _flips(a: pa.ChunkedArray, b: pa.ChunkedArray) -> dict[str, int]:
+    """In how many rows a flag was raised and dropped, of those where both are known."""
+    import pyarrow.compute as pc
+
+    raised, dropped = pc.and_(pc.invert(a), b), pc.and_(a, pc.invert(b))
+    return {"raised": _number(raised), "dropped": _number(dropped)}
+
+
+def _number(said: Any) -> int:
+    """How many of these are true."""
+    import pyarrow.compute as pc
+
+    return int(pc.sum(said).as_py() or 0)
+
+
+def _overlaps(a: Path, b: Path, partners: NDArray[np.int64]) -> dict[str, dict[str, float]]:
+    """Of each mask how many rows have it in both, and their IoU; ``partners`` as above."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    from comit.look.overlap import ious
+
+    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in MASKS}
+
+    def overlap(name: str, x: pa.Table, y: pa.Table) -> None:
+        both = pc.and_(x[name].is_valid(), y[name].is_valid())
+        found[name].append(ious(*(t[name].filter(both).combine_chunks() for t in (x, y))))
+
+    with ThreadPoolExecutor(len(MASKS)) as threads:
+        for x, y in _paired(a, b, partners):
+            list(threads.map(overlap, MASKS, repeat(x), repeat(y)))
+    return {name: _said(np.concatenate([np.empty(0), *parts])) for name, parts in found.items()}
+
+
+def _said(ious: NDArray[np.float64]) -> dict[str, float]:
+    """What there is to say of the IoUs of a mask, NaN where one of two is none."""
     import numpy as np
 
-    x, y = decode_mask(a), decode_mask(b)
-    union = np.count_nonzero(x | y)
-    return float(np.count_nonzero(x & y) / union) if union else 1.0
-
-
-def _overlaps(pairs: list[tuple[Any, Any]]) -> dict[str, float]:
-    found, unreadable = [], 0
-    for x, y in pairs:
-        if x is None or y is None:
-            continue
-        try:
-            found.append(iou(x, y))
-        except ItemError:
-            unreadable += 1
-    said: dict[str, float] = {"rows": len(found)}
-    if unreadable:
-        said["unreadable"] = unreadable
-    if found:
-        said |= {"mean": sum(found) / len(found), "min": min(found)}
-        said["identical"] = sum(v == 1.0 for v in found)
+    known = ious[~np.isnan(ious)]
+    said: dict[str, float] = {"rows": len(known)}
+    if len(known) < len(ious):
+        said["unreadable"] = len(ious) - len(known)
+    if len(known):
+        said |= {"mean": float(known.mean()), "min": float(known.min())}
+        said["identical"] = int(np.count_nonzero(known == 1.0))
     return said
+
+
+def _paired(a: Path, b: Path, partners: NDArray[np.int64]) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Masks of rows that belong together, :data:`TOGETHER` at a time.
+
+    ``a`` is read once. ``b`` is read once where its rows have the same order; else again for every
+    :data:`HELD` rows of a, as far as these have partners in its row groups.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    columns, row = ("row_id", *MASKS), 0
+    for table in batches(a, columns, HELD):
+        of = partners[row : row + len(table)]
+        row += len(table)
+        wanted = np.sort(of[of >= 0])
+        if not len(wanted):
+            continue
+        x = table.take(np.argsort(of)[-len(wanted) :])  # in the order of b
+        y = pa.concat_tables([x.slice(0, 0), *batches(b, columns, rows=wanted)])
+        heap.trim()  # what reading took
+        if not x["row_id"].equals(y["row_id"]):
+            raise UsageError(f"{a} or {b} changed while it was read; compare them again")
+        for start in range(0, len(x), TOGETHER):
+            yield x.slice(start, TOGETHER), y.slice(start, TOGETHER)
 
 
 def lines(c: Comparison) -> list[str]:
