@@ -128,7 +128,7 @@ def throughput(
     `efficiency` is the end-to-end rate over the smallest ceiling; see docs/benchmarks.md.
     """
     from comit.bench.throughput import measure
-    from comit.screening import Options
+    from comit.options import Options
 
     with drawn(source, generate, files, side) as folder, chosen(model, width) as path:
         options = Options(model=path, **given)
@@ -204,7 +204,7 @@ def compare(
     peer's at the same precision, `default_ratio` at the precision that comit chooses.
     """
     from comit.bench.compare import measure
-    from comit.screening import Options
+    from comit.options import Options
 
     with drawn(source, generate, files, side) as folder, chosen(model, width) as path:
         found = measure(folder, Options(model=path), repeat, images, peers, say)
@@ -354,7 +354,7 @@ def flagged(
     """Compare --masks flagged with --masks all, where 5, 30 and 100 % are flagged."""
     from comit.bench.flagged import measure
     from comit.card import BUNDLED
-    from comit.screening import Options
+    from comit.options import Options
 
     options = Options(model=model or BUNDLED, **given)
     found = measure(source, options, list(shares or (0.05, 0.3, 1.0)), repeat)

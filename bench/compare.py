@@ -27,8 +27,8 @@ from comit.config import usable_cores
 from comit.engine import load_engine
 from comit.errors import ComitError, ParityError, UsageError
 from comit.image.dicom import is_dicom
+from comit.options import Options
 from comit.results import SCORES, read
-from comit.screening import Options
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 2e-3}  # of a score, from ours in fp32
 LIMIT = 1800.0  # seconds for one peer

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from comit.card import OperatingPoint, card_path, read_card
 from comit.console import Console
 from comit.errors import ComitError, UsageError
+from comit.options import Options
 from comit.results import RUN
-from comit.screening import Options, screen
+from comit.screening import screen
 
 MASKS = ("lung_rle", "disease_rle", "lung_fraction", "disease_fraction")
 

@@ -276,7 +276,7 @@ class Suite:
     def pipeline(self, rows: list[Row]) -> None:
         """``comit screen`` from files to Parquet beside its engine alone, by kind of file."""
         from comit.bench.throughput import measure as throughput
-        from comit.screening import Options
+        from comit.options import Options
 
         self._need_device()
         for kind, engine in ways():

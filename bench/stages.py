@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from comit.card import read_card
 from comit.engine.base import IMAGE
 from comit.errors import ItemError, UsageError
+from comit.options import Options
 from comit.pipeline.pool import ENVIRONMENT
-from comit.screening import Options, operating_point
+from comit.screening import operating_point
 
 if TYPE_CHECKING:
     from comit.engine.base import Engine, Inference
@@ -238,11 +239,12 @@ def rows_of(inference: Inference, point: Any, masks: str) -> list[Row]:
     """The rows of an engine's answer, as screening makes them."""
     from comit.pipeline.rows import scored_rows
     from comit.pipeline.worker import Done
+    from comit.results import Facts
 
-    described = [
-        Done(i, None, (), "PA", 1024, 1024, "none", file_size=1, file_mtime=1, file_crc32=1)
-        for i in range(len(inference.scores))
-    ]
+    facts = Facts(
+        view="PA", rows=1024, cols=1024, voi="none", file_size=1, file_mtime=1, file_crc32=1
+    )
+    described = [Done(i, None, facts) for i in range(len(inference.scores))]
     return scored_rows(described, inference, point, None, masks)
 
 

@@ -24,8 +24,9 @@ from comit.bench.steady import EDGE, Watch, spread, steady_rate
 from comit.config import usable_cores
 from comit.engine import load_engine
 from comit.errors import UsageError
+from comit.options import Options
 from comit.run.report import Report
-from comit.screening import Options, screen
+from comit.screening import screen
 
 EVERY = 2.0  # seconds between looks at memory: a look takes 8 ms of CPU and holds the run up
 ADVICE = {

@@ -19,7 +19,7 @@ from comit.errors import ComitError, Stopped, UsageError
 from comit.export.cli import export
 from comit.look.cli import COMMANDS
 from comit.model.cli import calibrate, evaluate, train
-from comit.screening import CHOICES, MOST_WORKERS
+from comit.options import CHOICES, MOST_WORKERS
 from comit.study.cli import ablation, baselines, parts
 from comit.terminal.arguments import Output
 
@@ -247,8 +247,8 @@ def screen(
       comit screen xrays/*.jpg --out results.parquet
     """
     from comit import heap
+    from comit.options import Options
     from comit.pipeline.confine import forbid_core_dumps
-    from comit.screening import Options
     from comit.screening import screen as run
 
     options = Options(**given) if model is None else Options(model=model, **given)

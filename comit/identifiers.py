@@ -14,10 +14,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from comit.errors import UsageError
+from comit.results import UIDS, Row
 
 Mode = Literal["none", "hashed", "plain"]
 KEY_BYTES = 16  # the shortest key that is not guessed
@@ -53,6 +55,13 @@ class Identifiers:
     def uid(self, uid: str | None) -> str | None:
         """A DICOM UID. With ``none`` a hash too: duplicates are told by it before it is dropped."""
         return uid and self.text(uid.encode())
+
+    def row(self, row: Row) -> Row:
+        """A row with the UIDs that results may have."""
+        if self.mode == "plain":
+            return row
+        hidden: dict[str, Any] = {name: self.uid(getattr(row, name)) for name in UIDS}
+        return replace(row, **hidden)
 
     def described(self) -> str:
         """Mode and key as a setting: equal where two runs give equal identifiers."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from comit import parquet
 from comit.errors import UsageError
@@ -24,7 +24,7 @@ STAGING = ".comit"  # in a folder of results: lock, key, and a run that is under
 IDENTITY = ("row_id", "path")  # from the work list
 CHEST = "score_chest"  # by which the gate decides
 SCORES = ("score_unhealthy", "score_covid", "score_other")  # of a chest radiograph
-FINDINGS = (  # what screening adds, in the order of the file
+FINDINGS = (  # what screening adds, in the order of the file: the fields of Row
     "status",
     "reason",
     "warnings",
@@ -50,53 +50,42 @@ FINDINGS = (  # what screening adds, in the order of the file
 RUN = ("run_id", "screened_at")  # the same for all rows of a run
 COLUMNS = (*IDENTITY, *FINDINGS, *RUN)
 UIDS = ("sop_instance_uid", "series_instance_uid", "study_instance_uid")
-# What a column takes of a file: whole numbers in a range, texts of so many printable characters.
 EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_000_000  # microseconds since 1970
-RANGES = {
-    "rows": (0, 2**31 - 1),
-    "cols": (0, 2**31 - 1),
-    "file_size": (0, 2**63 - 1),
-    "file_mtime": (EARLIEST, LATEST),
-    "file_crc32": (0, 2**32 - 1),
-}
-TEXTS = ("view", "voi", *UIDS)
 LONGEST = 64  # characters: a DICOM UID (PS3.5 9.1), a code's meaning, a hash
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What screening found for one item; the fields are :data:`FINDINGS`.
+def column(kind: str, least: int | None = None, most: int | None = None) -> Any:
+    """A field that is a column of this kind (:func:`schema`), null unless it is given.
 
-    A value that its column cannot hold is left out, and ``value_left_out`` warns of it: whatever
-    a file says, its row can be written.
+    A whole number from ``least`` to ``most`` is what the column takes of a file; of ``text`` it
+    takes at most :data:`LONGEST` printable characters.
+    """
+    return field(default=None, metadata={"kind": kind, "least": least, "most": most})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a file says of itself: one record from the decoder to the row.
+
+    A new one is a field here, its place in :data:`FINDINGS`, and a line where it is read
+    (:mod:`comit.image.dicom`). A value that its column cannot hold is left out, and
+    ``value_left_out`` warns of it: whatever a file says, its row can be written.
     """
 
-    status: str  # ok, skipped, failed
-    reason: str | None = None  # a code of comit.reasons
-    warnings: tuple[str, ...] = ()
-    view: str | None = None  # DICOM ViewPosition
-    rows: int | None = None  # of the image
-    cols: int | None = None
-    voi: str | None = None  # window, lut or none
-    score_unhealthy: float | None = None  # in [0, 1]
-    score_covid: float | None = None
-    score_other: float | None = None
-    score_chest: float | None = None  # frontal chest radiograph; null where no gate was trained
-    flag_unhealthy: bool | None = None  # score at or above the operating point
-    flag_covid: bool | None = None
-    sop_instance_uid: str | None = None
-    series_instance_uid: str | None = None
-    study_instance_uid: str | None = None
-    file_size: int | None = None  # bytes that were read
-    file_mtime: int | None = None  # microseconds since 1970, of its last change
-    file_crc32: int | None = None  # of the bytes that were read
-    lung_rle: dict[str, object] | None = None
-    disease_rle: dict[str, object] | None = None
-    lung_fraction: float | None = None  # lung pixels / all pixels
-    disease_fraction: float | None = None  # disease pixels inside lungs / lung pixels
+    warnings: tuple[str, ...] = field(default=(), metadata={"kind": "texts"})
+    view: str | None = column("text")  # DICOM ViewPosition
+    rows: int | None = column("int32", 0, 2**31 - 1)  # of the image: DICOM Rows
+    cols: int | None = column("int32", 0, 2**31 - 1)  # DICOM Columns
+    voi: str | None = column("text")  # window, lut or none: what the tones were made with
+    sop_instance_uid: str | None = column("text")
+    series_instance_uid: str | None = column("text")
+    study_instance_uid: str | None = column("text")
+    file_size: int | None = column("int64", 0, 2**63 - 1)  # bytes that were read
+    file_mtime: int | None = column("time", EARLIEST, LATEST)  # of its last change
+    file_crc32: int | None = column("uint32", 0, 2**32 - 1)  # of the bytes that were read
 
     def __post_init__(self) -> None:
-        unfit = [n for n in (*RANGES, *TEXTS) if not fits(n, getattr(self, n))]
+        unfit = [f.name for f in fields(self) if not fits(f, getattr(self, f.name))]
         for name in unfit:
             object.__setattr__(self, name, None)
         if unfit:
@@ -105,38 +94,63 @@ class Row:
 
     def values(self) -> dict[str, Any]:
         """The fields by name."""
-        return {name: getattr(self, name) for name in FINDINGS}
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def warned(self, *more: str) -> Self:
+        """The same with more warnings; those that it has stay once."""
+        return replace(self, warnings=tuple(dict.fromkeys([*self.warnings, *map(str, more)])))
 
 
-def fits(name: str, value: Any) -> bool:
-    """Whether a column of :data:`RANGES` or :data:`TEXTS` can hold a value; null fits all."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row(Facts):
+    """What screening found for one item, beside the facts; the fields are :data:`FINDINGS`."""
+
+    status: str = field(metadata={"kind": "string"})  # ok, skipped, failed
+    reason: str | None = column("string")  # a code of comit.reasons
+    score_unhealthy: float | None = column("float32")  # in [0, 1]
+    score_covid: float | None = column("float32")
+    score_other: float | None = column("float32")
+    score_chest: float | None = column("float32")  # of a frontal chest; null without a gate
+    flag_unhealthy: bool | None = column("bool")  # score at or above the operating point
+    flag_covid: bool | None = column("bool")
+    lung_rle: dict[str, object] | None = column("rle")
+    disease_rle: dict[str, object] | None = column("rle")
+    lung_fraction: float | None = column("float32")  # lung pixels / all pixels
+    disease_fraction: float | None = column("float32")  # disease pixels in lungs / lung pixels
+
+
+def fits(of: Field[Any], value: Any) -> bool:
+    """Whether a field of :class:`Facts` can hold a value that a file gave; null fits all."""
     if value is None:
         return True
-    if name in RANGES:
-        low, high = RANGES[name]
-        return isinstance(value, int) and low <= value <= high
-    return isinstance(value, str) and len(value) <= LONGEST and value.isprintable()
+    if (least := of.metadata.get("least")) is not None:
+        return isinstance(value, int) and least <= value <= of.metadata["most"]
+    if of.metadata["kind"] == "text":
+        return isinstance(value, str) and len(value) <= LONGEST and value.isprintable()
+    return True
 
 
 def schema() -> pa.Schema:
     """Arrow schema of :data:`COLUMNS`."""
     import pyarrow as pa
 
-    rle = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
     kinds = {
-        "warnings": pa.list_(pa.string()),
-        **dict.fromkeys(("rows", "cols"), pa.int32()),
-        **dict.fromkeys((*SCORES, CHEST), pa.float32()),
-        **dict.fromkeys(("lung_fraction", "disease_fraction"), pa.float32()),
-        "file_size": pa.int64(),
-        **dict.fromkeys(("file_mtime", "screened_at"), pa.timestamp("us", tz="UTC")),
-        "file_crc32": pa.uint32(),
-        **dict.fromkeys(("flag_unhealthy", "flag_covid"), pa.bool_()),
-        **dict.fromkeys(("lung_rle", "disease_rle"), rle),
+        "text": pa.string(),
+        "string": pa.string(),
+        "texts": pa.list_(pa.string()),
+        "int32": pa.int32(),
+        "uint32": pa.uint32(),
+        "int64": pa.int64(),
+        "float32": pa.float32(),
+        "bool": pa.bool_(),
+        "time": pa.timestamp("us", tz="UTC"),
+        "rle": pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())]),
     }
+    types = {f.name: kinds[f.metadata["kind"]] for f in fields(Row)}
+    types["screened_at"] = kinds["time"]
     required = ("row_id", "status", *RUN)
     return pa.schema(
-        [pa.field(c, kinds.get(c, pa.string()), nullable=c not in required) for c in COLUMNS]
+        [pa.field(c, types.get(c, pa.string()), nullable=c not in required) for c in COLUMNS]
     )
 
 

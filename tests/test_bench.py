@@ -33,7 +33,7 @@ from comit.errors import ComitError, MissingExtra, ParityError, UsageError
 from comit.image import open_image
 from comit.image.preprocess import preprocess
 from comit.machine import commit, machine
-from comit.screening import Options
+from comit.options import Options
 
 ROOT = Path(__file__).parent.parent
 

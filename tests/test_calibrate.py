@@ -26,7 +26,8 @@ from comit.model.calibrate import (  # noqa: E402
 )
 from comit.model.cli import calibrate as command  # noqa: E402
 from comit.model.data import Cohort, load, read_manifest  # noqa: E402
-from comit.screening import Options, screen  # noqa: E402
+from comit.options import Options  # noqa: E402
+from comit.screening import screen  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -143,7 +143,7 @@ def test_every_real_file_has_an_expectation(shared: Path) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_real_files_are_ok_skipped_or_failed(shared: Path, name: str) -> None:
     data = (shared / "dicom" / name).read_bytes()
-    assert (reason(data), opened(data).view) == EXPECTED[name]
+    assert (reason(data), opened(data).facts.view) == EXPECTED[name]
 
 
 @pytest.mark.real
@@ -677,12 +677,13 @@ def test_several_frames_are_skipped_and_can_be_read() -> None:
 def test_cautions(tags: dict[str, Any], expected: list[Caution]) -> None:
     image = opened(make(PIXELS, **tags))
     assert image.warnings == expected
-    assert image.view in ("PA", None)
+    assert image.facts.view in ("PA", None)
 
 
 def test_identifiers() -> None:
     image = opened(make(PIXELS))
-    uids = (image.sop_instance_uid, image.series_instance_uid, image.study_instance_uid)
+    facts = image.facts
+    uids = (facts.sop_instance_uid, facts.series_instance_uid, facts.study_instance_uid)
     assert uids == ("1.2.3.4", "1.2.3.5", "1.2.3")
 
 

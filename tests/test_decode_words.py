@@ -251,7 +251,7 @@ def test_tags_that_contradict_are_unknown_and_said(tags: dict[str, Any]) -> None
 )
 def test_tags_that_agree_or_name_several_things_do_not_contradict(tags: dict[str, Any]) -> None:
     image = open_image(write(dataset(PIXELS, **tags)), policy="strict")
-    assert image.skip is None and image.view == "PA" and image.warnings == []
+    assert image.skip is None and image.facts.view == "PA" and image.warnings == []
 
 
 def test_contradicting_tags_do_not_take_a_secondary_capture_in() -> None:

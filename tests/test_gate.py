@@ -13,7 +13,8 @@ from comit.card import Gate, card_path, read_card
 from comit.console import Console
 from comit.demo import demo
 from comit.errors import ModelError, UsageError
-from comit.screening import Options, screen
+from comit.options import Options
+from comit.screening import screen
 from comit.terminal.summary import information
 
 QUIET = Console(quiet=True)

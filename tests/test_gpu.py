@@ -13,7 +13,8 @@ from comit.console import Console
 from comit.demo import demo
 from comit.engine import gpu_present, load_engine
 from comit.errors import ComitError
-from comit.screening import Options, screen
+from comit.options import Options
+from comit.screening import screen
 
 torch = pytest.importorskip("torch")
 from comit.bench.gpu import (  # noqa: E402

@@ -28,10 +28,11 @@ from comit.engine.gpu.device import Borrowed
 from comit.engine.gpu.screening import Screening
 from comit.image.samples import Pictures
 from comit.masks import decode_mask
+from comit.options import Options
 from comit.pipeline import lanes as lanes_module
 from comit.results import RUN
 from comit.run.report import Report
-from comit.screening import Options, screen
+from comit.screening import screen
 
 torch = pytest.importorskip("torch")
 Rows = dict[str, dict[str, Any]]

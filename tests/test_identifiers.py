@@ -12,7 +12,8 @@ from comit.bench.faults.dicoms import make
 from comit.console import Console
 from comit.errors import Stopped, UsageError
 from comit.identifiers import Identifiers, read_key
-from comit.screening import Options, screen
+from comit.options import Options
+from comit.screening import screen
 
 KEY = b"0123456789abcdef"
 QUIET = Console(quiet=True)

@@ -24,8 +24,9 @@ from comit.look.dicom import export, make
 from comit.look.picture import DISEASE, LUNGS
 from comit.look.reference import pack, reference, unpack
 from comit.masks import decode_mask
+from comit.options import Options
 from comit.results import read
-from comit.screening import Options, screen
+from comit.screening import screen
 
 hd = pytest.importorskip("highdicom")
 

@@ -18,7 +18,8 @@ from comit.cli import main
 from comit.console import Console
 from comit.errors import UsageError
 from comit.look.report import BINS, summary, write_report
-from comit.screening import Options, screen
+from comit.options import Options
+from comit.screening import screen
 
 HOSTILE = '"><script>window.obeyed = 1</script><img src=x onerror="window.obeyed = 1">'
 NAMES = [HOSTILE, "</script><script>window.obeyed = 1</script>", "=cmd()", "<!--", "&lt;b&gt;"]

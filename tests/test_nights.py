@@ -17,9 +17,10 @@ import pytest
 from comit import durable
 from comit.console import Console
 from comit.errors import Stopped, UsageError
+from comit.options import Options
 from comit.run.run import Run, compact
 from comit.run.target import File, Folder, find
-from comit.screening import Options, screen
+from comit.screening import screen
 
 QUIET = Console(quiet=True)
 
@@ -386,7 +387,7 @@ def test_a_changed_bit_inside_a_part_is_found_out(tmp_path):
     for at in range(100, footer, footer // 50):
         part.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         with pytest.raises(Stopped), opened(out, N) as sink:
-            table = sink._verified(part, 0)
+            table = sink.shards.committed(0)
             assert table is None or table.equals(rows)  # a bit of a page's header that says nothing
             found += table is None
             raise Stopped("looked")

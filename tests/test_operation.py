@@ -16,8 +16,9 @@ from comit.bench.faults.dicoms import make, picture
 from comit.console import Console
 from comit.errors import ItemError
 from comit.image import open_image
+from comit.options import Options
 from comit.run.run import Run
-from comit.screening import Options, screen
+from comit.screening import screen
 from comit.terminal.prometheus import SUCCESS, Metrics
 
 ROOT = Path(__file__).parent.parent

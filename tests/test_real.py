@@ -16,7 +16,8 @@ from comit.console import Console
 from comit.engine import load_engine
 from comit.model.data import load, read_manifest
 from comit.model.metrics import area_under_roc, per_image
-from comit.screening import Options, screen
+from comit.options import Options
+from comit.screening import screen
 
 pytestmark = pytest.mark.real
 EVERY = 9  # X-rays of cxr/images that go through each engine; the whole set is in bench/results

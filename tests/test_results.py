@@ -86,7 +86,7 @@ def test_a_mask_decodes_to_what_was_encoded():
     ],
 )
 def test_a_value_that_its_column_cannot_hold_is_left_out_with_a_warning(column, value):
-    row = Row("skipped", "modality", ("colour",), rows=512)
+    row = Row(status="skipped", reason="modality", warnings=("colour",), rows=512)
     odd = replace(row, **{column: value})
     assert getattr(odd, column) is None
     assert odd.warnings == ("colour", "value_left_out")
@@ -95,7 +95,7 @@ def test_a_value_that_its_column_cannot_hold_is_left_out_with_a_warning(column, 
 
 def test_the_largest_values_of_a_row_can_be_written():
     row = Row(
-        "ok",
+        status="ok",
         view="A" * 64,
         rows=2**31 - 1,
         cols=0,

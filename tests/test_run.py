@@ -34,7 +34,7 @@ def lister(n):
 
 def row(i: int) -> Row:
     rle = {"size": [224, 224], "counts": f"c{i}"}
-    return Row("ok", score_covid=i / 1024, warnings=("colour",), lung_rle=rle)
+    return Row(status="ok", score_covid=i / 1024, warnings=("colour",), lung_rle=rle)
 
 
 @contextmanager
@@ -300,7 +300,7 @@ def test_a_shard_in_which_no_single_row_is_at_fault_keeps_its_error(tmp_path, mo
         raise ValueError("whatever the rows are")
 
     with pytest.raises(ValueError, match="whatever"), opened(tmp_path / "r.parquet", N) as sink:
-        monkeypatch.setattr(sink, "_write", fails)
+        monkeypatch.setattr(sink.shards, "_write", fails)
         fill(sink)
     with opened(tmp_path / "r.parquet", N) as sink:
         assert fill(sink) == N

@@ -20,9 +20,10 @@ from comit.engine import load_engine
 from comit.errors import Stopped, UsageError
 from comit.image import open_image
 from comit.image.preprocess import preprocess
+from comit.options import CHOICES, Options
 from comit.reasons import Caution, Fail, Skip
 from comit.results import COLUMNS, RUN
-from comit.screening import CHOICES, Options, screen
+from comit.screening import screen
 from comit.terminal.summary import summary
 
 QUIET = Console(quiet=True)

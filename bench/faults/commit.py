@@ -70,7 +70,7 @@ def rows_of(results: Path) -> Rows:
 def row(index: int, seed: int) -> Row:
     """A row whose every value depends on its item."""
     return Row(
-        "ok",
+        status="ok",
         warnings=("colour",) if index % 3 else (),
         score_covid=(index + seed) / 4096,
         file_size=index + 1000 * seed,

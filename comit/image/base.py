@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from comit.errors import ItemError
 from comit.image.preprocess import Presentation
 from comit.reasons import Caution, Fail, Skip
+from comit.results import Facts
 
 Samples = NDArray[np.generic]
 
@@ -43,12 +44,9 @@ class Image(ABC):
     presentation: Presentation = Presentation()
     frames: int = 1
     skip: Skip | None = None  # why this is not a frontal chest radiograph
-    view: str | None = None  # DICOM ViewPosition: PA, AP, ...
     verified: bool = False  # tags say chest, and a frontal view of it
     warnings: list[Caution] = field(default_factory=list)
-    sop_instance_uid: str | None = None
-    series_instance_uid: str | None = None
-    study_instance_uid: str | None = None
+    facts: Facts = Facts()  # what goes into the row
 
     @property
     def in_place(self) -> bool:

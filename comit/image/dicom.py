@@ -28,6 +28,7 @@ from comit.image.header import DOUBLE, FLOAT, UNDEFINED, Header, is_dicom, quiet
 from comit.image.presentation import PALETTE, read_presentation
 from comit.image.radiograph import MODALITY, judge
 from comit.reasons import Caution, Fail, Skip
+from comit.results import Facts
 
 __all__ = ["DicomImage", "is_dicom", "open_dicom"]
 
@@ -174,12 +175,16 @@ def _open(data: bytes, limits: Limits, policy: ViewPolicy) -> DicomImage:
         presentation=presentation,
         frames=fmt.frames,
         skip=verdict.skip,
-        view=verdict.view,
         verified=verdict.verified,
         warnings=list(verdict.warnings),
-        sop_instance_uid=header.uid(0x00080018),
-        series_instance_uid=header.uid(0x0020000E),
-        study_instance_uid=header.uid(0x0020000D),
+        facts=Facts(
+            view=verdict.view,
+            rows=fmt.rows,
+            cols=fmt.columns,
+            sop_instance_uid=header.uid(0x00080018),
+            series_instance_uid=header.uid(0x0020000E),
+            study_instance_uid=header.uid(0x0020000D),
+        ),
         header=header,
         format=fmt,
         codec=codec,

@@ -14,6 +14,7 @@ from comit.image import jpeg, png
 from comit.image.base import Image, Limits, Samples, ViewPolicy, check_size
 from comit.image.exif import orientation, upright
 from comit.reasons import Caution, Fail, Skip
+from comit.results import Facts
 
 
 @dataclass
@@ -136,6 +137,7 @@ def open_raster(data: bytes, limits: Limits, policy: ViewPolicy = "tagged") -> R
         frames=frames,
         skip=Skip.MULTI_FRAME if frames > 1 else skip,
         warnings=warnings,
+        facts=Facts(rows=height, cols=width),
         data=data,
         header=header,
         ended=ended,

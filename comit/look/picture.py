@@ -24,10 +24,10 @@ from comit.identifiers import names
 from comit.image.base import Limits
 from comit.image.preprocess import SIZE
 from comit.masks import decode_mask
+from comit.options import Options
 from comit.pipeline.pool import Pool
 from comit.pipeline.worker import Done, Task
 from comit.reasons import REASONS, Fail
-from comit.screening import Options
 from comit.source.spelling import spellings
 
 if TYPE_CHECKING:
@@ -142,9 +142,9 @@ class Pictures:
 def _is_another(row: Row, done: Done) -> bool:
     """Whether a file is not the one of a row, by what is known of both."""
     pairs = [(row[name], getattr(done, name)) for name in ("file_crc32", "sop_instance_uid")]
-    opened = done.rows is not None
+    opened = done.facts.rows is not None
     return any(a != b for a, b in pairs if None not in (a, b)) or (
-        opened and (row["rows"], row["cols"]) != (done.rows, done.cols)
+        opened and (row["rows"], row["cols"]) != (done.facts.rows, done.facts.cols)
     )
 
 

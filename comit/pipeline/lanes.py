@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Literal
@@ -95,6 +95,7 @@ class Lanes:
         point: OperatingPoint | None,
         gate: Gate | None,
         masks: Masks,
+        on_rows: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self._engine, self._write, self._masks = engine, write, masks
         self._point, self._gate = point, gate
@@ -112,7 +113,7 @@ class Lanes:
         self._flagged_share = 0.0
         self._running: list[Future[None]] = []
         self._mutex = threading.Lock()
-        self.on_rows: Callable[..., None] = lambda rows, earlier=False: None
+        self._on_rows = on_rows
         self.status: Counter[str] = Counter()  # of the rows so far
         self.reasons: Counter[str] = Counter()
         self.screened = 0
@@ -247,7 +248,7 @@ class Lanes:
         with self._mutex:
             self.status.update(row.status for _, row in rows)
             self.reasons.update(row.reason for _, row in rows if row.reason is not None)
-            self.on_rows(len(rows))
+            self._on_rows(len(rows))
 
     def _spent(self, stage: str, seconds: float) -> None:
         with self._mutex:
@@ -260,8 +261,8 @@ def preprocessed(done: Done, outcome: Outcome) -> Done:
         return done
     if outcome.reason is not None:
         return done._replace(reason=str(outcome.reason))
-    found = dict.fromkeys([*done.warnings, *map(str, outcome.warnings)])
-    return done._replace(voi=outcome.voi, warnings=tuple(found))
+    facts = replace(done.facts, voi=outcome.voi)
+    return done._replace(facts=facts.warned(*outcome.warnings))
 
 
 def buffers(engine: Engine, count: int) -> SimpleQueue[Pixels | Pictures]:

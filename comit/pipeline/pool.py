@@ -162,7 +162,10 @@ class Pool:
         """
         source = iter(tasks)
         again: deque[Task] = deque()
-        while self._feed(source, again):
+        while True:
+            yield from ((done, None) for done in self._feed(source, again))
+            if not any(worker.queue for worker in self._workers):
+                return
             arrived = [key.data for key, _ in self._selector.select(TICK)]
             if None in arrived:
                 arrived.remove(None)
@@ -211,13 +214,16 @@ class Pool:
         self._selector.register(worker.pipe, EVENT_READ, worker)
         return worker
 
-    def _feed(self, source: Iterator[Task | None], again: deque[Task]) -> bool:
-        """Gives every worker something to do; false once everything has been done."""
+    def _feed(self, source: Iterator[Task | None], again: deque[Task]) -> Iterator[Done]:
+        """Gives every worker something to do; yields what has a problem, which is not opened."""
         for depth in range(AHEAD):
             for worker in self._workers:
                 if len(worker.queue) > depth:
                     continue
                 task = again.popleft() if again else next(source, None)
+                while task is not None and task.problem is not None:
+                    yield Done(task.item, task.problem)
+                    task = next(source, None)
                 if task is None:
                     break
                 if not worker.queue:
@@ -225,7 +231,6 @@ class Pool:
                 worker.queue.append(task)
                 with suppress(OSError):  # it has died: its pipe says so when it is read
                     worker.pipe.send(task)
-        return any(worker.queue for worker in self._workers)
 
     def _is_late(self, worker: _Worker, now: float) -> bool:
         if not worker.queue or worker.wants is not None:

@@ -48,9 +48,10 @@ def scored_rows(
                 row = unscored_row(done._replace(reason=str(Skip.NOT_A_CHEST)))
                 rows.append(replace(row, score_chest=chest))
                 continue
-            done = done._replace(warnings=(*done.warnings, str(Caution.CHEST_DOUBTED)))
-        row = replace(
-            _described(done, "ok"),
+            done = done._replace(facts=done.facts.warned(Caution.CHEST_DOUBTED))
+        row = Row(
+            status="ok",
+            **done.facts.values(),
             score_unhealthy=unhealthy,
             score_covid=covid,
             score_other=other,
@@ -69,21 +70,4 @@ def scored_rows(
 def unscored_row(done: Done) -> Row:
     """The row of an item that was skipped or failed, with what its header said."""
     status = "skipped" if done.reason in SKIPS else "failed"
-    return replace(_described(done, status), reason=done.reason)
-
-
-def _described(done: Done, status: str) -> Row:
-    return Row(
-        status,
-        warnings=done.warnings,
-        view=done.view,
-        rows=done.rows,
-        cols=done.cols,
-        voi=done.voi,
-        sop_instance_uid=done.sop_instance_uid,
-        series_instance_uid=done.series_instance_uid,
-        study_instance_uid=done.study_instance_uid,
-        file_size=done.file_size,
-        file_mtime=done.file_mtime,
-        file_crc32=done.file_crc32,
-    )
+    return Row(status=status, reason=done.reason, **done.facts.values())

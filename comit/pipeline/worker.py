@@ -25,6 +25,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ from comit.image.preprocess import SIZE, Presentation, preprocess
 from comit.image.samples import Form, Rows, Source, takes
 from comit.pipeline.confine import Memory, forbid_core_dumps
 from comit.reasons import Caution, Fail, Skip
+from comit.results import Facts
 from comit.source.base import microseconds
 
 AHEAD = 2  # items a process has at once: the next waits in its pipe while it decodes
@@ -53,6 +55,7 @@ class Task(NamedTuple):
     item: int  # its index in the work list
     file: bytes
     want: str = "grid"  # a key of STORES
+    problem: str | None = None  # a reason known before: it is not opened
 
 
 class Need(NamedTuple):
@@ -92,17 +95,7 @@ class Done(NamedTuple):
 
     item: int  # its index in the work list
     reason: str | None
-    warnings: tuple[str, ...] = ()
-    view: str | None = None
-    rows: int | None = None
-    cols: int | None = None
-    voi: str | None = None
-    sop_instance_uid: str | None = None
-    series_instance_uid: str | None = None
-    study_instance_uid: str | None = None
-    file_size: int | None = None  # bytes read; the next two with it, null where nothing was
-    file_mtime: int | None = None  # microseconds since 1970
-    file_crc32: int | None = None
+    facts: Facts = Facts()
     seconds: float = 0.0  # of this process: reading, decoding, preprocessing
     stored: Stored | None = None  # None is the pixels of the grid, (224, 224) float32
     gated: bool = True  # the gate may skip it: tags do not verify it, nor does the policy take all
@@ -196,27 +189,21 @@ def _process(task: Task, store: Store, limits: Limits, policy: ViewPolicy, paren
         reason = Fail.TOO_LARGE
     except Exception:  # a decoder's own error; its text may hold header values
         reason = Fail.CRASH
-    done = Done(
+    facts = image.facts if image else Facts()
+    return Done(
         task.item,
         reason and str(reason),
-        file_size=contents.size,
-        file_mtime=contents.mtime,
-        file_crc32=contents.crc32,
+        replace(
+            facts,
+            voi=kept.voi,
+            file_size=contents.size,
+            file_mtime=contents.mtime,
+            file_crc32=contents.crc32,
+            warnings=(),
+        ).warned(*(image.warnings if image else ()), *kept.warnings, *facts.warnings),
         seconds=time.perf_counter() - started - parent.waited,
-    )
-    if image is None:
-        return done
-    return done._replace(
-        warnings=tuple(str(w) for w in dict.fromkeys([*image.warnings, *kept.warnings])),
-        view=image.view,
-        rows=image.height,
-        cols=image.width,
-        voi=kept.voi,
-        sop_instance_uid=image.sop_instance_uid,
-        series_instance_uid=image.series_instance_uid,
-        study_instance_uid=image.study_instance_uid,
         stored=kept.stored,
-        gated=not image.verified and policy != "all",
+        gated=image is None or (not image.verified and policy != "all"),
     )
 
 

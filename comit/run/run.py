@@ -15,13 +15,11 @@ place and empties the folder.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -30,19 +28,20 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from comit import durable, heap, parquet
 from comit.durable import nameless
 from comit.errors import ComitError, Stopped, UsageError
-from comit.reasons import Fail
-from comit.results import FINDINGS, IDENTITY, STAGING, Row, schema
+from comit.identifiers import Identifiers
+from comit.results import STAGING, Row
+from comit.run.lock import lock
 from comit.run.merge import CONTENT, Tally, final_schema, merge
-from comit.run.target import KEY, LOCK, MERGED, RUN, Folder, clear, damaged, find, read_state
+from comit.run.provenance import differences
+from comit.run.shards import Shards
+from comit.run.target import KEY, MERGED, RUN, Folder, clear, damaged, find, read_state
 from comit.source.base import SHARD, Item, Listing
-from comit.source.worklist import OWN_COLUMNS, read_items, rechunk
+from comit.source.worklist import rechunk
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-LOCK_TRIES = 100  # each lost to a run that removed its folder just then
-UNWRITABLE = Row("failed", str(Fail.UNWRITABLE))
 Enumerate = Callable[[BinaryIO, BinaryIO], Listing]
 
 
@@ -149,8 +148,6 @@ class Run:
         Without ``private`` the items' paths are kept beside it. With it they are only in memory,
         and a resumed run finds them again by their ``row_id``.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
         fresh = not self.resumable
         if fresh:
@@ -162,24 +159,21 @@ class Run:
                 paths = self._kept_paths()
         self._closing.enter_context(paths)
         heap.trim()  # what listing took, before the long part
-        try:
-            self._worklist = parquet.opened(self.staging / "worklist.parquet")
-            self._files = pq.ParquetFile(paths)
-        except (OSError, pa.ArrowException):
-            raise UsageError(
-                f"the work list of {self.out} is damaged; --restart forgets that run"
-            ) from None
-        for opened in (self._worklist, self._files):
-            self._closing.enter_context(opened)
-        self.items = int(self._worklist.metadata.num_rows)
-        self._shards = self._worklist.num_row_groups
+        self.shards = self._closing.enter_context(Shards(self.out, self.staging, paths))
+        self.items = self.shards.items
         return self.items
 
-    def freeze(self, settings: dict[str, Any], metadata: dict[str, str]) -> None:
+    def freeze(
+        self,
+        settings: dict[str, Any],
+        metadata: dict[str, str],
+        names: Identifiers | None = None,
+    ) -> None:
         """Freezes the work list together with what the run's rows will depend on.
 
-        ``metadata`` goes into the results. Raises UsageError naming every setting that differs
-        from the run to be resumed, or the columns that earlier results have not.
+        ``metadata`` goes into the results; ``names`` says what these may hold of identifiers.
+        Raises UsageError naming every setting that differs from the run to be resumed, or the
+        columns that earlier results have not.
         """
         settings = {**settings, "--retry-failed": self._retry}
         if self.resumable:
@@ -193,16 +187,14 @@ class Run:
             except (TypeError, ValueError):
                 raise damaged(self.staging / RUN) from None
             before = run["settings"]
-            if changed := [k for k, v in settings.items() if before.get(k) != v]:
-                if "input" in changed and before.get("identifiers") == "plain":
-                    changed[changed.index("input")] += f" ({before.get('input')})"
+            if changed := differences(before, settings):
                 raise UsageError(
                     f"{self.out} has an unfinished run with another {', '.join(changed)}; "
                     "run as before to resume it, or add --restart to begin again"
                 )
         else:
             if self._grows or self._retry:
-                self._target.refuse_columns(final_schema(self._part_schema()))
+                self._target.refuse_columns(final_schema(self.shards.schema))
             run = {
                 "run_id": os.urandom(8).hex(),
                 "began": datetime.now(UTC).replace(microsecond=0).isoformat(),
@@ -215,7 +207,7 @@ class Run:
                     if (self.staging / name).exists():
                         durable.sync(self.staging / name)
                 durable.write_json(self.staging / RUN, run)
-        self._under_way = True
+        self._under_way, self._names = True, names or Identifiers()
         self.run_id, self._began = run["run_id"], datetime.fromisoformat(run["began"])
         self._metadata = {
             "comit_run_id": self.run_id,
@@ -225,42 +217,37 @@ class Run:
 
     def todo(self) -> Iterator[tuple[int, Item]]:
         """Every item that has no row yet, with its index, read shard by shard."""
-        for shard in range(self._shards):
-            expected = self._worklist.metadata.row_group(shard).num_rows
-            if self._verified(self._part(shard), shard) is not None:
-                self.done += expected
+        for shard in range(len(self.shards)):
+            if self.shards.committed(shard) is not None:
+                self.done += self.shards.size(shard)
                 continue
-            rows = self._restore(shard)
+            rows = self.shards.restored(shard)
             with self._mutex:
                 self._pending[shard] = rows
             self.done += len(rows)
-            work, files = (
-                f.read_row_group(shard, use_threads=False) for f in (self._worklist, self._files)
-            )
-            for i, item in enumerate(read_items(work, files)):
-                if (index := shard * SHARD + i) not in rows:
-                    yield index, item
+            yield from ((i, item) for i, item in self.shards.of(shard) if i not in rows)
 
     def add(self, index: int, row: Row) -> None:
-        """Takes the row of item ``index``; publishes its shard once that is complete."""
+        """Takes the row of item ``index``; commits its shard once that is complete.
+
+        Its identifiers are hidden here, as the run was told (:meth:`freeze`).
+        """
         shard = index // SHARD
         with self._mutex:
             rows = self._pending[shard]
             if index in rows:
                 raise AssertionError(f"item {index} has two rows")
-            rows[index] = row
-            if len(rows) < self._worklist.metadata.row_group(shard).num_rows:
+            rows[index] = self._names.row(row)
+            if len(rows) < self.shards.size(shard):
                 return
             del self._pending[shard]
-        self._publish(shard, rows, self._part(shard))
-        self._partial(shard).unlink(missing_ok=True)
+        self.shards.commit(shard, rows)
 
     def _stop(self) -> None:
-        """Publishes the rows of unfinished shards, for the next run to go on from."""
+        """Keeps the rows of unfinished shards, for the next run to go on from."""
         for shard, rows in sorted(self._pending.items()):
             if rows:
-                self._partial(shard).unlink(missing_ok=True)
-                self._publish(shard, rows, self._partial(shard))
+                self.shards.keep(shard, rows)
 
     def finish(self) -> Tally:
         """Merges the parts, puts the result in place and ends the run."""
@@ -269,7 +256,7 @@ class Run:
         heap.trim()  # what screening took
         with self._stopping():
             tally = merge(self._parts, self._earlier, merged, run, self._metadata)
-            if not _same_rows(merged, self._worklist):
+            if not _same_rows(merged, self.shards.worklist):
                 raise Stopped("the merged file is incomplete; run the same command to redo it")
             name = f"night-{self._began:%Y%m%dT%H%M%SZ}-{self.run_id}.parquet"
             self._target.put(merged, name, carry=self._retry)
@@ -281,8 +268,8 @@ class Run:
         return sum(parquet.rows(file) for file in self._target.files())
 
     def _parts(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-        for shard in range(self._shards):
-            part = self._verified(self._part(shard), shard, columns)
+        for shard in range(len(self.shards)):
+            part = self.shards.committed(shard, columns)
             if part is None:
                 raise Stopped(f"part {shard} is damaged; run the same command to redo it")
             yield part
@@ -293,7 +280,7 @@ class Run:
 
         table = self._target.earlier(("row_id", *CONTENT)) if self._grows or self._retry else None
         if table is not None:
-            new = self._worklist.read(columns=["row_id"])["row_id"].combine_chunks()
+            new = self.shards.worklist.read(columns=["row_id"])["row_id"].combine_chunks()
             yield table.filter(pc.invert(pc.is_in(table["row_id"], new)))
 
     # -- the list -----------------------------------------------------------------------------
@@ -386,163 +373,8 @@ class Run:
         (self.staging / RUN).unlink(missing_ok=True)
         clear(self.staging, self._target.outlive)
 
-    # -- parts --------------------------------------------------------------------------------
-
-    def _part(self, shard: int) -> Path:
-        return self.staging / f"part-{shard:05d}.parquet"
-
-    def _partial(self, shard: int) -> Path:
-        return self.staging / f"partial-{shard:05d}.parquet"
-
-    def _part_schema(self) -> pa.Schema:
-        """Identity, findings, and what a manifest passed through."""
-        import pyarrow as pa
-
-        ours = (schema().field(n) for n in (*IDENTITY, *FINDINGS))
-        passed = (f for f in self._worklist.schema_arrow if f.name not in OWN_COLUMNS)
-        return pa.schema([*ours, *passed])
-
-    def _publish(self, shard: int, rows: dict[int, Row], to: Path) -> None:
-        """Writes rows beside ``to``, makes them durable, checks them and gives them the name.
-
-        A row that cannot be written, for a reason that :class:`Row` does not know, becomes a
-        failed one: a shard is never lost to one of its rows.
-        """
-        try:
-            self._write(self._table(shard, rows), to)
-        except (Stopped, MemoryError):
-            raise
-        except Exception:  # whatever Arrow raises; its text quotes the value
-            written = self._writable(shard, rows)
-            if written == rows:
-                raise
-            self._write(self._table(shard, written), to)
-
-    def _table(self, shard: int, rows: dict[int, Row]) -> pa.Table:
-        """Rows of a shard by their index, as its part has them."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        work = self._worklist.read_row_group(shard, use_threads=False)
-        indices = sorted(rows)
-        if len(indices) < work.num_rows:
-            work = work.take([i - shard * SHARD for i in indices])
-        found = pa.Table.from_pylist([rows[i].values() for i in indices], findings_schema())
-        columns = {n: (found if n in FINDINGS else work)[n] for n in self._part_schema().names}
-        # What could not be read is known by what the list says of it.
-        for name in ("size", "mtime"):
-            column = columns[f"file_{name}"]
-            columns[f"file_{name}"] = pc.coalesce(column, work[name].cast(column.type))
-        return pa.table(list(columns.values()), schema=self._part_schema())
-
-    def _writable(self, shard: int, rows: dict[int, Row]) -> dict[int, Row]:
-        """The rows, and a failed one in the place of each of which no part can be made."""
-        try:
-            table = self._table(shard, rows)
-            with durable.parquet(BytesIO(), table.schema, "zstd") as writer:
-                writer.write_table(table)
-            return rows
-        except MemoryError:
-            raise
-        except Exception:  # as in _publish
-            indices = [*rows]
-            if len(indices) == 1:
-                return {indices[0]: UNWRITABLE}
-            middle = len(indices) // 2
-            halves = ({i: rows[i] for i in half} for half in (indices[:middle], indices[middle:]))
-            return {i: r for half in halves for i, r in self._writable(shard, half).items()}
-
-    def _write(self, table: pa.Table, to: Path) -> None:
-        """Publishes a table as ``to``, once it reads back as written."""
-        temporary = to.with_suffix(".new")
-        with self._stopping():
-            try:
-                with durable.create(temporary) as file:
-                    with durable.parquet(file, table.schema, "zstd") as writer:
-                        writer.write_table(table)
-                    durable.finish(file)
-                with parquet.opened(temporary) as file:
-                    if file.read(["row_id"], use_threads=False)["row_id"] != table["row_id"]:
-                        raise Stopped(f"{temporary.name} does not read back as written")
-                durable.publish(temporary, to)
-            finally:
-                temporary.unlink(missing_ok=True)
-
-    def _verified(
-        self, path: Path, shard: int, columns: Sequence[str] | None = None
-    ) -> pa.Table | None:
-        """The table of a part that holds exactly the rows of its shard; else removes it.
-
-        ``columns`` are those that are read and checked; None for all.
-        """
-        import pyarrow as pa
-
-        if not path.exists():
-            return None
-        columns = None if columns is None else ["row_id", *columns]
-        try:
-            with parquet.opened(path) as file:
-                table = file.read(columns, use_threads=False)
-                whole = file.schema_arrow == self._part_schema()
-            expected = self._worklist.read_row_group(shard, ["row_id"], use_threads=False)
-            if whole and table["row_id"] == expected["row_id"]:
-                return table
-        except (OSError, pa.ArrowException):
-            pass
-        path.unlink()
-        return None
-
-    def _restore(self, shard: int) -> dict[int, Row]:
-        """The rows of a stopped run's partial shard, by index."""
-        import pyarrow as pa
-
-        try:
-            with parquet.opened(self._partial(shard)) as file:
-                table = file.read(["row_id", *FINDINGS], use_threads=False)
-            at = table.schema.get_field_index("file_mtime")  # a number again, as rows have it
-            table = table.set_column(at, "file_mtime", table["file_mtime"].cast(pa.int64()))
-        except (OSError, pa.ArrowException):
-            return {}
-        work = self._worklist.read_row_group(shard, ["row_id"], use_threads=False)
-        ids = work["row_id"].to_pylist()
-        position = {row_id: shard * SHARD + i for i, row_id in enumerate(ids)}
-        rows = {position.get(row.pop("row_id")): Row(**row) for row in table.to_pylist()}
-        return {index: row for index, row in rows.items() if index is not None}
-
     def _stopping(self) -> AbstractContextManager[None]:
         return durable.stopping(self.out)
-
-
-def lock(out: Path, staging: Path) -> int:
-    """Makes the staging folder and takes its lock; raises UsageError where another run has it."""
-    path = staging / LOCK
-    for _ in range(LOCK_TRIES):
-        try:
-            staging.mkdir(mode=0o700, parents=staging.parent == out, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            if out.parent.exists():  # the run that had it removed the folder just now
-                continue
-            raise UsageError(f"{out} cannot be written: there is no {out.parent}") from None
-        except OSError as error:
-            raise UsageError(f"{out} cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its folder may have been removed, and made anew by another run, before we got it.
-            if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
-                return fd
-            os.close(fd)
-        except FileNotFoundError:
-            os.close(fd)
-        except BlockingIOError:
-            os.close(fd)
-            raise UsageError(f"another run is writing {out}; wait for it to end") from None
-        except OSError as error:
-            os.close(fd)
-            raise UsageError(
-                f"{out} cannot be locked: {error.strerror}; give a file system that has flock"
-            ) from error
-    raise UsageError(f"{out} cannot be written: its folder takes no files")
 
 
 def compact(out: Path, rows: int) -> tuple[int, int]:
@@ -563,13 +395,6 @@ def compact(out: Path, rows: int) -> tuple[int, int]:
             return folder.compact(rows)
     finally:
         os.close(held)
-
-
-def findings_schema() -> pa.Schema:
-    """Arrow schema of :data:`comit.results.FINDINGS`."""
-    import pyarrow as pa
-
-    return pa.schema([schema().field(n) for n in FINDINGS])
 
 
 def _same_rows(merged: Path, worklist: pq.ParquetFile) -> bool:

@@ -6,15 +6,10 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from comit.identifiers import Identifiers
 from comit.reasons import Fail, Skip
 from comit.results import EARLIEST, LATEST
-
-if TYPE_CHECKING:
-    pass
-
 
 SHARD = 512  # rows of one part: what a kill -9 can cost
 

@@ -7,13 +7,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from comit.errors import UsageError
 from comit.results import STAGING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

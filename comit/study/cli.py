@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,9 +21,6 @@ from comit.model.cli import (
     WORKERS,
     recipe_config,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def _comparison(table: str, help_text: str, short: str) -> click.Command:
