@@ -199,6 +199,14 @@ PATH = click.Path(path_type=Path)
     help="How the run goes, in Prometheus text format.",
 )
 @click.option("--retry-failed", is_flag=True, help="Screen again what failed in the results.")
+@click.option(
+    "--upgrade",
+    type=click.Choice(CHOICES["upgrade"]),
+    default="refuse",
+    show_default=True,
+    help="Results folder of another model or version: keep its rows and screen what is new, or "
+    "rescreen every file.",
+)
 @click.option("--restart", is_flag=True, help="Forget an unfinished run of this output.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True

@@ -15,6 +15,7 @@ from comit.identifiers import Mode
 if TYPE_CHECKING:
     from comit.image.base import ViewPolicy
     from comit.pipeline.lanes import Masks
+    from comit.run.run import Upgrade
 
 
 # What options may say; the command line offers the same.
@@ -25,6 +26,7 @@ CHOICES = {
     "operating_point": ("90", "99"),
     "view_policy": ("strict", "tagged", "all"),
     "identifiers": ("none", "hashed", "plain"),
+    "upgrade": ("refuse", "keep", "rescreen"),
 }
 
 
@@ -88,6 +90,8 @@ class Options:
     keep: tuple[str, ...] = ()  # manifest columns to pass through unless identifiers are plain
     retry_failed: bool = False  # screen again what failed in the results that are there
     ring_bytes: int = 512 * 2**20  # for decoded pixels; a quarter of the usable memory at most
+    # what becomes of rows that another model or version made in the same folder
+    upgrade: Upgrade = "refuse"
     restart: bool = False  # forget an unfinished run
     metrics_file: Path | None = None  # how the run goes, in Prometheus' text format
 

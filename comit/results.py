@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
@@ -47,7 +47,7 @@ FINDINGS = (  # what screening adds, in the order of the file: the fields of Row
     "lung_fraction",
     "disease_fraction",
 )
-RUN = ("run_id", "screened_at")  # the same for all rows of a run
+RUN = ("run_id", "screened_at", "comit_model")  # the same for all rows of a run
 COLUMNS = (*IDENTITY, *FINDINGS, *RUN)
 UIDS = ("sop_instance_uid", "series_instance_uid", "study_instance_uid")
 EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_000_000  # microseconds since 1970
@@ -152,6 +152,12 @@ def schema() -> pa.Schema:
     return pa.schema(
         [pa.field(c, types.get(c, pa.string()), nullable=c not in required) for c in COLUMNS]
     )
+
+
+def model_of(metadata: Mapping[str, str]) -> str:
+    """The column ``comit_model`` by a file's metadata: the name, and how the sha256 begins."""
+    name, digest = (metadata.get(f"comit_{key}", "") for key in ("model", "model_sha256"))
+    return f"{name}@{digest[:12]}"
 
 
 def data_files(folder: Path) -> list[Path]:

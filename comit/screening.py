@@ -98,7 +98,7 @@ def screen(
             masks=options.masks,
             view_policy=options.view_policy,
         )
-        run.accept(provenance.metadata())
+        run.accept(provenance.metadata(), options.upgrade)
         private = names.mode != "plain"
         if not run.list(lambda to, files: write_worklist(given, to, files, taken), private):
             Metrics(options.metrics_file, run).succeeded()

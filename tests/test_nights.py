@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import threading
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from comit import durable
+from comit.card import card_path, read_card
 from comit.console import Console
 from comit.errors import Stopped, UsageError
 from comit.options import Options
@@ -178,6 +182,93 @@ def test_a_night_of_other_settings_is_refused_by_name(tmp_path, night, pictures)
     with pytest.raises(UsageError, match=f"another input folder \\({pictures}\\)"):
         night(source=moved)
     assert rows(tmp_path / "results") == before
+
+
+@pytest.fixture
+def other_model(tmp_path, tiny_model):
+    """The same network under another name and with other thresholds: another generation."""
+    model = tmp_path / "other.onnx"
+    content = tiny_model.read_bytes() + b"\x72\x00"  # an empty field that readers skip
+    model.write_bytes(content)
+    card = read_card(tiny_model)
+    sha256 = hashlib.sha256(content).hexdigest()
+    replace(card, name="other", sha256=sha256).write(card_path(model))
+    return model
+
+
+def models(folder: Path) -> Counter[str]:
+    return Counter(row["comit_model"].partition("@")[0] for row in rows(folder).values())
+
+
+def upgraded(night, tmp_path, model, upgrade="refuse"):
+    options = Options(model=model, precision="fp32", workers=1, upgrade=upgrade)
+    return screen(tmp_path / "pictures", tmp_path / "results", options, console=QUIET)
+
+
+def test_a_folder_takes_another_generation_only_as_asked(tmp_path, night, pictures, other_model):
+    night()
+    before, was = rows(tmp_path / "results"), models(tmp_path / "results")
+    with pytest.raises(UsageError, match=r"another model; .*--upgrade keep .*--upgrade rescreen"):
+        upgraded(night, tmp_path, other_model)
+    assert rows(tmp_path / "results") == before
+    add(pictures, "new.png")
+    assert upgraded(night, tmp_path, other_model, "keep").rows == 1
+    after = rows(tmp_path / "results")
+    assert after.pop("new.png")["comit_model"].startswith("other@")
+    assert after == before
+    add(pictures, "newer.png", seed=2)
+    assert upgraded(night, tmp_path, other_model).rows == 1  # the newest generation goes on
+    assert models(tmp_path / "results") == was + Counter(other=2)
+    assert compact(tmp_path / "results", 1000) == (2, 2)  # generations stay apart
+    assert models(tmp_path / "results") == was + Counter(other=2)
+    assert upgraded(night, tmp_path, other_model).unchanged == 11
+    with pytest.raises(UsageError, match="another model"):
+        night()
+
+
+def test_a_folder_is_screened_again_by_another_model(tmp_path, night, pictures, other_model):
+    night()
+    gone = add(pictures, "gone.png")
+    night()
+    gone.unlink()
+    report = upgraded(night, tmp_path, other_model, "rescreen")
+    assert (report.rows, report.unchanged) == (9, 0)
+    found = models(tmp_path / "results")
+    assert found.pop("other") == 9 and found.total() == 1  # of the file that is not there
+    assert upgraded(night, tmp_path, other_model, "rescreen").unchanged == 9  # once
+
+
+def earlier_version(file: Path, schema: str, *lacks: str) -> None:
+    """A night as a version of comit wrote it that lacked these columns."""
+    table = pq.read_table(file)
+    metadata = {**table.schema.metadata, b"comit_schema": schema.encode()}
+    pq.write_table(table.drop_columns([*lacks]).replace_schema_metadata(metadata), file)
+
+
+def test_a_folder_of_an_earlier_version_goes_on(tmp_path, night, pictures):
+    night()
+    results = tmp_path / "results"
+    before = rows(results)
+    earlier_version(results / nights(results)[0], "3", "comit_model")
+    add(pictures, "new.png")
+    night()
+    after = rows(results)
+    assert after.pop("new.png")["status"] == "ok"
+    assert after == before  # the column is filled from what the night's file says
+
+
+def test_a_folder_of_an_earlier_schema_is_upgraded(tmp_path, night, pictures):
+    night()
+    results = tmp_path / "results"
+    before = rows(results)
+    earlier_version(results / nights(results)[0], "2", "comit_model", "score_chest")
+    add(pictures, "new.png")
+    with pytest.raises(UsageError, match=r"another schema; .*--upgrade keep"):
+        night()
+    night(upgrade="keep")
+    after = rows(results)
+    assert after.pop("new.png")["status"] == "ok"
+    assert after == {path: row | {"score_chest": None} for path, row in before.items()}
 
 
 def test_a_manifest_with_other_columns_is_refused(tmp_path, night, pictures):

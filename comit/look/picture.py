@@ -141,7 +141,7 @@ class Pictures:
 
 def _is_another(row: Row, done: Done) -> bool:
     """Whether a file is not the one of a row, by what is known of both."""
-    pairs = [(row[name], getattr(done, name)) for name in ("file_crc32", "sop_instance_uid")]
+    pairs = [(row[name], getattr(done.facts, name)) for name in ("file_crc32", "sop_instance_uid")]
     opened = done.facts.rows is not None
     return any(a != b for a, b in pairs if None not in (a, b)) or (
         opened and (row["rows"], row["cols"]) != (done.facts.rows, done.facts.cols)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from comit import durable, heap
 from comit.reasons import Caution
-from comit.results import COLUMNS, UIDS, schema
+from comit.results import COLUMNS, UIDS, model_of, schema
 from comit.run.target import ROW_GROUP, gathered
 from comit.source.worklist import repeated
 
@@ -85,6 +85,7 @@ def merge(
                 columns = {name: table[name] for name in table.column_names}
                 columns |= {name: pa.nulls(n, pa.string()) for name in UIDS if secret}
                 columns["run_id"] = pa.repeat(run_id, n)
+                columns["comit_model"] = pa.repeat(model_of(metadata), n)
                 columns["screened_at"] = pa.repeat(pa.scalar(began, pa.timestamp("us", "UTC")), n)
                 if writer is None:
                     final = final_schema(table.schema).with_metadata(metadata)

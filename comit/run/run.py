@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from comit import durable, heap, parquet
 from comit.durable import nameless
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+Upgrade = Literal["refuse", "keep", "rescreen"]
 Enumerate = Callable[[BinaryIO, BinaryIO], Listing]
 
 
@@ -63,6 +64,7 @@ class Run:
         self._mutex = Lock()
         self._under_way = False  # frozen and not finished: whatever ends the run, it resumes
         self._pending: dict[int, dict[int, Row]] = {}  # shard -> index -> row
+        self._rescreen = False  # every file, whatever rows there are
         self.unchanged = 0  # items left out because earlier rows of theirs stand
         self.done = 0  # rows that earlier, interrupted runs published
         self.listing = Listing()  # what was met beside the items
@@ -137,10 +139,15 @@ class Run:
         except (TypeError, ValueError):
             raise damaged(path) from None
 
-    def accept(self, metadata: dict[str, str]) -> None:
-        """Raises UsageError where results of this ``metadata`` cannot join those that are here."""
+    def accept(self, metadata: dict[str, str], upgrade: Upgrade = "refuse") -> None:
+        """Raises UsageError where results of this ``metadata`` cannot join those that are here.
+
+        ``upgrade`` says what becomes of rows of another model or version: their folder is
+        refused, they are kept, or every file that is there is screened again.
+        """
         if (self._grows or self._retry) and not self.resumable:
-            self._target.refuse(metadata)
+            joins = self._target.joins(metadata, self._grows and upgrade != "refuse")
+            self._rescreen = not joins and upgrade == "rescreen"
 
     def list(self, enumerate_to: Enumerate, private: bool = False) -> int:
         """Makes the work list and returns its length; a list that a run froze stands.
@@ -352,6 +359,8 @@ class Run:
         wanted = pc.and_(failed, self._retry)
         if self._grows:
             changed = pc.and_(here, pc.or_(path, pc.or_(size, mtime)))
+            if self._rescreen:
+                changed = here
             wanted = pc.or_(wanted, pc.or_(new, changed))
         left = pc.and_(pc.invert(new), pc.invert(wanted))
         self.unchanged = pc.sum(left).as_py() or 0

@@ -7,6 +7,9 @@ A folder is a data set that DuckDB, Polars and pandas read as it is::
       _SUCCESS          absent only while a night is put in place, and until that is repaired
       .comit/           lock, key and staging of the run that is under way
 
+Every row says by its column ``comit_model`` which model made it. Results of another model, preprocessing,
+thresholds or columns are another generation: a folder takes one more where the user asks for it.
+
 A night that screens a file again (it changed, or failed rows are retried) takes its old row out of
 the night that held it. What is to be done is written to ``commit.json`` first: a run that is killed
 in the middle leaves what the next one needs to finish it.
@@ -18,6 +21,7 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -26,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from comit import durable, parquet
 from comit.errors import Stopped, UsageError
-from comit.results import STAGING, data_files, is_data_name
+from comit.results import COLUMNS, STAGING, data_files, is_data_name, model_of
 from comit.source.worklist import PARQUET_MAGIC
 
 if TYPE_CHECKING:
@@ -50,12 +54,17 @@ SAME = {
 }
 
 
+# Of these, what makes another generation of results in the same folder.
+GENERATION = ("comit_model_sha256", "comit_preprocessing", "comit_thresholds", "comit_schema")
+
+
 class Target(ABC):
     """Final place and staging folder of a run's results."""
 
     out: Path
     staging: Path
     foreign: str  # what to say of a Parquet file that holds something else
+    grows = False  # whether rows of earlier runs stay
     outlive: tuple[str, ...] = (LOCK, KEY)  # what stays while the staging folder does
 
     def recover(self) -> None:  # noqa: B027
@@ -92,25 +101,46 @@ class Target(ABC):
                 tables.append(parquet.table(file, columns))
         return pa.concat_tables(t.replace_schema_metadata() for t in tables) if tables else None
 
-    def refuse(self, metadata: dict[str, str]) -> None:
-        """Raises UsageError where results of this metadata cannot join those that are here."""
-        for file in self.files()[-1:]:
-            before = parquet.schema(file).metadata or {}
-            found = {k.decode(): v.decode() for k, v in before.items()}
-            if changed := [name for k, name in SAME.items() if found.get(k) != metadata[k]]:
-                if found.get(ROOT) != metadata[ROOT] and found.get("comit_identifiers") == "plain":
-                    changed[changed.index(SAME[ROOT])] += f" ({found.get(ROOT)})"
-                raise UsageError(
-                    f"{self.out} holds results of another {', '.join(changed)}; run as before, "
-                    "or give these results another --out"
-                )
+    def joins(self, metadata: dict[str, str], upgrade: bool) -> bool:
+        """Whether results of this metadata are of the generation of the newest that are here.
+
+        Raises UsageError where they cannot join those: of another generation without ``upgrade``,
+        and where anything else differs.
+        """
+        file = max(self.files(), key=_screened, default=None)
+        if file is None:
+            return True
+        found = _metadata(file)
+        changed = [k for k in SAME if found.get(k) != metadata[k]]
+        if not changed:
+            return True
+        if upgrade and {*changed} <= {*GENERATION}:
+            return False
+        names = [SAME[k] for k in changed]
+        if ROOT in changed and found.get("comit_identifiers") == "plain":
+            names[names.index(SAME[ROOT])] += f" ({found.get(ROOT)})"
+        ways = "run as before, or give these results another --out"
+        if {*changed} <= {*GENERATION} and self.grows:
+            ways = (
+                "run as before, give these results another --out, or choose: --upgrade keep leaves "
+                "those rows as they are, --upgrade rescreen screens every file again"
+            )
+        raise UsageError(f"{self.out} holds results of another {', '.join(names)}; {ways}")
 
     def refuse_columns(self, schema: pa.Schema) -> None:
-        """Raises UsageError where a run has other columns than the results that are here."""
+        """Raises UsageError where a manifest passes other columns than the results here have.
+
+        Columns of ours that they lack are added when the run's results are put in place.
+        """
+        import pyarrow as pa
+
         for file in self.files()[-1:]:
-            before = parquet.schema(file)
-            if before.remove_metadata() != schema.remove_metadata():
-                both = {*before.names} ^ {*schema.names}
+            before, now = (
+                pa.schema([f for f in s if f.name not in COLUMNS])
+                for s in (parquet.schema(file).remove_metadata(), schema.remove_metadata())
+            )
+            if before != now:
+                both = {*before.names} ^ {*now.names}
                 raise UsageError(
                     f"{self.out} holds results with other columns"
                     + (f" ({', '.join(sorted(both))})" if both else " (of another type)")
@@ -149,6 +179,7 @@ class Folder(Target):
     """``results/``, one file a night."""
 
     foreign = "{} holds no results of comit; move it out of the folder"
+    grows = True
     outlive = (LOCK, KEY, JOURNAL)
 
     def __init__(self, out: Path) -> None:
@@ -168,18 +199,23 @@ class Folder(Target):
         return data_files(self.out)
 
     def put(self, merged: Path, name: str, carry: bool) -> None:
-        """Adds a night; rows that older files have of the same items leave those."""
+        """Adds a night; rows that older files have of the same items leave those.
+
+        Files whose columns are those of an earlier version get those of this one.
+        """
         import pyarrow.compute as pc
 
         new = parquet.table(merged, ["row_id"])["row_id"].combine_chunks()
+        columns = parquet.schema(merged).remove_metadata()
         replaced: list[str] = []
         removed: list[str] = []
         for file in self.files():
-            if not pc.any(pc.is_in(parquet.table(file, ["row_id"])["row_id"], new)).as_py():
+            again = pc.any(pc.is_in(parquet.table(file, ["row_id"])["row_id"], new)).as_py()
+            if not again and parquet.schema(file).remove_metadata() == columns:
                 continue
             left = self.staging / f"left-{file.name}"
             rows = _rewrite(
-                file, left, lambda t: t.filter(pc.invert(pc.is_in(t["row_id"], new))), None
+                file, left, lambda t: t.filter(pc.invert(pc.is_in(t["row_id"], new))), columns
             )
             (replaced if rows else removed).append(file.name)
         self._commit(name, replaced, removed, ends=True)
@@ -235,28 +271,35 @@ class Folder(Target):
             self.out.rmdir()
 
     def compact(self, rows: int = COMPACT_ROWS) -> tuple[int, int]:
-        """Merges all files of fewer than ``rows`` rows into one; the lock must be held.
+        """Merges the files of fewer than ``rows`` rows into one; the lock must be held.
 
-        Returns how many were merged, and how many rows they have.
+        Generations stay apart. Returns how many were merged, and how many rows they have.
         """
-        small = [f for f in self.files() if parquet.rows(f) < rows]
-        if len(small) < 2:
-            return 0, 0
-        schemas = [parquet.schema(f) for f in small]
-        metadata = _joined([s.metadata or {} for s in schemas])
-        schema = schemas[-1].with_metadata(metadata)
+        generations: defaultdict[tuple[str, ...], list[Path]] = defaultdict(list)
+        for file in self.files():
+            if parquet.rows(file) < rows:
+                said = _metadata(file)
+                generations[tuple(said.get(key, "") for key in SAME)].append(file)
+        several = [files for files in generations.values() if len(files) > 1]
+        found = [self._merge(files) for files in several]
+        return sum(map(len, several)), sum(found)
+
+    def _merge(self, files: list[Path]) -> int:
+        """Puts one file in the place of several; returns its rows."""
+        schemas = [parquet.schema(f) for f in files]
+        schema = schemas[-1].with_metadata(_joined([s.metadata or {} for s in schemas]))
         merged = self.staging / MERGED
-        expected = sum(parquet.rows(f) for f in small)
+        expected = sum(parquet.rows(f) for f in files)
         with durable.create(merged) as file:
             with durable.parquet(file, schema, "zstd") as writer:
-                for table in gathered(t for f in small for t in row_groups(f)):
+                for table in gathered(t for f in files for t in row_groups(f)):
                     writer.write_table(table.cast(schema), row_group_size=ROW_GROUP)
             durable.finish(file)
         if parquet.rows(merged) != expected:
             raise Stopped(f"{merged} is incomplete; nothing was changed")
         name = f"compact-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}.parquet"
-        self._commit(name, [], [f.name for f in small], ends=False)
-        return len(small), expected
+        self._commit(name, [], [f.name for f in files], ends=False)
+        return expected
 
 
 def clear(staging: Path, outlive: Sequence[str]) -> None:
@@ -351,15 +394,27 @@ def gathered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _rewrite(
-    old: Path, to: Path, change: Callable[[pa.Table], pa.Table], schema: pa.Schema | None
+    old: Path, to: Path, change: Callable[[pa.Table], pa.Table], columns: pa.Schema
 ) -> int:
-    """Writes a durable copy of ``old`` with each row group changed; returns its rows."""
-    schema = schema or parquet.schema(old)
-    rows = 0
+    """Writes a durable copy of ``old`` with each row group changed; returns its rows.
+
+    It has these columns, and the metadata that come with them, else those of ``old``. What an
+    earlier version did not write is null, but for ``comit_model``, which the file's metadata tell.
+    """
+    import pyarrow as pa
+
+    metadata, rows = parquet.schema(old).metadata, 0
+    model = model_of(_metadata(old))
+    schema = columns if columns.metadata else columns.with_metadata(metadata)
     with durable.create(to) as file:
         with durable.parquet(file, schema, "zstd") as writer:
             for table in row_groups(old):
-                changed = change(table)
+                for field in columns:
+                    if field.name not in table.column_names:
+                        value = model if field.name == "comit_model" else None
+                        made = pa.repeat(pa.scalar(value, field.type), table.num_rows)
+                        table = table.append_column(field, made)
+                changed = change(table.select(columns.names))
                 rows += changed.num_rows
                 writer.write_table(changed.cast(schema), row_group_size=ROW_GROUP)
         durable.finish(file)
@@ -382,6 +437,22 @@ def _renew(old: Path, new: Path, to: Path) -> None:
 
     if _rewrite(old, to, renewed, fresh.schema) != parquet.rows(old):
         raise Stopped(f"{to} is incomplete; run the same command again")
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """The key-value metadata of a Parquet file."""
+    found = parquet.schema(file).metadata or {}
+    return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in found.items()}
+
+
+def _screened(file: Path) -> datetime:
+    """When the newest rows of a file were made, by the statistics of its last row groups."""
+    with parquet.opened(file) as opened:
+        groups = (opened.metadata.row_group(i) for i in range(opened.num_row_groups))
+        chunks = (group.column(i) for group in groups for i in range(group.num_columns))
+        found = (c.statistics for c in chunks if c.path_in_schema == "screened_at")
+        times = [s.max for s in found if s is not None and s.has_min_max]
+    return max(times, default=datetime.min.replace(tzinfo=UTC))
 
 
 def _joined(all_metadata: list[dict[bytes, bytes]]) -> dict[bytes, bytes]:
