@@ -118,7 +118,7 @@ def test_processes_read_files_that_have_no_name(pictures):
         with Pool(1, 2**24, Limits(), 30.0, inherited=inherited) as decoders:
             work = [Task(0, pictures[0]), Task(1, b"/dev/fd/%d" % file.fileno())]
             (_, named), (done, read) = ((d, np.array(p)) for d, p in decoders.run(work))
-    assert (done.file_size, done.file_crc32) == (len(content), zlib.crc32(content))
+    assert (done.facts.file_size, done.facts.file_crc32) == (len(content), zlib.crc32(content))
     assert np.array_equal(named, read)
 
 

@@ -7,8 +7,9 @@ A folder is a data set that DuckDB, Polars and pandas read as it is::
       _SUCCESS          absent only while a night is put in place, and until that is repaired
       .comit/           lock, key and staging of the run that is under way
 
-Every row says by its column ``comit_model`` which model made it. Results of another model, preprocessing,
-thresholds or columns are another generation: a folder takes one more where the user asks for it.
+Every row says by its column ``comit_model`` which model made it. Results of another model,
+preprocessing, thresholds or schema are another generation: a folder takes one more where the user
+asks for it.
 
 A night that screens a file again (it changed, or failed rows are retried) takes its old row out of
 the night that held it. What is to be done is written to ``commit.json`` first: a run that is killed
