@@ -125,7 +125,8 @@ def throughput(
 ) -> None:
     """Screen the X-rays of INPUT and measure each stage alone; the results are thrown away.
 
-    `efficiency` is the end-to-end rate over the smallest ceiling; see docs/benchmarks.md.
+    `efficiency` is the end-to-end rate divided by the smallest ceiling:
+    docs/explanation/benchmarks.md.
     """
     from comit.bench.throughput import measure
     from comit.options import Options

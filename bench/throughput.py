@@ -1,6 +1,7 @@
 """The whole pipeline beside each of its stages alone, on the same files in the same run.
 
-*Efficiency* is the end-to-end rate over the smallest ceiling. docs/benchmarks.md defines both.
+*Efficiency* is the end-to-end rate over the smallest ceiling. docs/explanation/benchmarks.md
+defines both.
 """
 
 from __future__ import annotations

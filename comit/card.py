@@ -43,6 +43,18 @@ class OperatingPoint:
             if isinstance(value, bool) or not 0 <= value < math.inf:  # NaN is not
                 raise ValueError(f"{value!r} is no threshold")
 
+    def described(self, percent: str) -> str:
+        """One line: both thresholds at ``percent`` % specificity, and how sure they are."""
+        parts = []
+        for name, said in (("unhealthy", "unhealthy"), ("covid", "COVID")):
+            count = self.negatives.get(name)
+            about = "unknown number of negatives" if count is None else f"{count:,} negatives"
+            if name in self.interval:
+                about += ", interval {:.1%} to {:.1%}".format(*self.interval[name])
+            parts.append(f"{said} >= {getattr(self, name):.3f} ({about})")
+        origin = f"; from {self.origin}" if self.origin else ""
+        return f"at {percent} % specificity: {', '.join(parts)}{origin}"
+
 
 @dataclass(frozen=True)
 class Gate:

@@ -1,7 +1,7 @@
 """The one list of why a row has no scores, and of what to know about one that has.
 
-Every code appears in results as written here and is explained in ``docs/results.md``, which a
-test holds to this list. A code never carries text from a file: that may name a patient.
+Every code appears in results as written here and is explained in ``docs/reference/results.md``,
+which a test holds to this list. A code never carries text from a file: that may name a patient.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The columns of results, explained in ``docs/results.md``."""
+"""The columns of results, explained in ``docs/reference/results.md``."""
 
 from __future__ import annotations
 

@@ -137,6 +137,11 @@ def test_screening_takes_its_flags_from_the_new_card(
     assert done.exit_code == 0, done.output
     card = read_card(model)
     point = card.operating_points["90"]
+    low, high = point.interval["covid"]
+    assert f"COVID >= {point.covid:.3f} (3 negatives, interval {low:.1%} to {high:.1%})" in (
+        done.output
+    )
+    assert "fewer than 100 negatives" in done.output
     assert point.negatives == {"unhealthy": 2, "covid": 3} and point.origin == "val"
     assert card.calibration["covid"]["images"] == 4
     assert replace(card, operating_points=before.operating_points, calibration={}) == before
@@ -193,7 +198,7 @@ def test_what_info_shows_of_a_calibrated_card(tiny_model: Path, tmp_path: Path) 
     )
     card.write(card_path(model))
     said = information(model, as_json=False)
-    assert "34 for unhealthy [89.7%, 100.0%]" in said and "; val)" in said
+    assert "(34 negatives, interval 89.7% to 100.0%)" in said and "; from val" in said
     assert "covid: calibrated (platt) on 44 images, 10 of them positive" in said
     assert "Learned from drawings." in said
     rows = {words[0]: words[1:] for line in said.splitlines() if (words := line.split())}

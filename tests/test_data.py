@@ -221,6 +221,16 @@ def test_what_a_collections_finding_says(
     assert (row["healthy"], row["covid"], row["other"]) == expected
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_may_have_excels_delimiters(delimiter: str, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    table = tmp_path / "table.csv"
+    lines = (["filename", "patient", "finding"], ["a.png", "7", "normal"])
+    table.write_text("".join(delimiter.join(cells) + "\n" for cells in lines))
+    ((row,), _) = collection(tmp_path, table, "ours")
+    assert row["patient_id"] == "ours:7" and labels(row) == (True, False, False)
+
+
 @pytest.mark.parametrize("finding", ["COVID-19 negative", "non-COVID pneumonia", "No COVID"])
 def test_a_finding_that_denies_covid_is_refused(finding: str, tmp_path: Path) -> None:
     picture(tmp_path / "a.png")

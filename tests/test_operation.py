@@ -178,7 +178,7 @@ def test_metrics_that_cannot_be_written_end_no_night(tmp_path, tiny_model, pictu
 
 
 def test_every_metric_is_in_the_docs(tmp_path):
-    text = (ROOT / "docs" / "operation.md").read_text()
+    text = (ROOT / "docs" / "reference" / "running.md").read_text()
     code = (ROOT / "comit" / "terminal" / "prometheus.py").read_text()
     names = set(re.findall(r'"(comit_\w+)"', code))
     assert len(names) > 6

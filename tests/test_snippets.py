@@ -29,7 +29,7 @@ from comit.look.picture import to_picture
 from comit.masks import decode_mask
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BESIDE = Path(sys.executable).parent  # where `comit` is
 # Shell snippets that are not run here, by their first words; their comit commands are parsed.
 LEFT = {
@@ -37,8 +37,9 @@ LEFT = {
     "pip wheel": "needs a package index",
     "comit export onnx bundled --precision fp16": "needs an NVIDIA GPU",
     "bash bench/gpu_suite.sh": "needs an NVIDIA GPU",
+    "python3 -m venv": "needs a package index",
     "comit train": "needs X-rays with labels, and hours",
-    "comit data": "needs the public collections, and hours",
+    "comit data chestxray14": "needs the public collections, and hours",
 }
 INSTALLS = re.compile(r"pip install \S+ && ")  # what goes before in the README's first command
 
@@ -64,7 +65,7 @@ class Snippet(NamedTuple):
 def snippets(*languages: str) -> list[Snippet]:
     """Those of all pages, in order."""
     return [
-        Snippet(page.name, language, text)
+        Snippet(str(page.relative_to(ROOT)), language, text)
         for page in PAGES
         for language, text in re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(), re.M | re.S)
         if language in languages
@@ -75,8 +76,12 @@ def named(snippet: Snippet) -> str:
     return f"{snippet.page}: {snippet.text.partition(chr(10))[0][:40]}"
 
 
-SHELL = [s for s in snippets("sh") if not s.left]
+SHELL: dict[str, list[str]] = {}  # page -> the scripts that are run, in order
+for part in snippets("sh"):
+    if not part.left:
+        SHELL.setdefault(part.page, []).append(part.script)
 PYTHON = {s.text.split("\n")[0]: s.text for s in snippets("python")}
+QUERIES = ROOT / "docs" / "how-to" / "query-results.md"
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -113,12 +118,17 @@ def screened(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     files = demo(folder / "xrays", 6)
     comit("screen", folder / "xrays", "--out", folder / "results.parquet", "--masks", "all")
-    with (folder / "manifest.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["id", "path", "study_date"])
-        table.writerow(["007", "xrays/gone.png", "2026-11-21"])  # a row without mask comes first
-        table.writerows([i, f"xrays/{f.name}", "2026-11-22"] for i, f in enumerate(files, start=1))
-    comit("screen", folder / "manifest.csv", "--out", folder / "ids.parquet")
+    names = ["id", "path", "study_date"]
+    there = [[i, f"xrays/{f.name}", "2026-11-22"] for i, f in enumerate(files, start=1)]
+    gone = ["007", "xrays/gone.png", "2026-11-21"]  # a row without mask comes first
+    for name, listed in (("manifest.csv", there), ("ids.csv", [gone, *there])):
+        with (folder / name).open("w", newline="") as file:
+            csv.writer(file).writerows([names, *listed])
+    comit("screen", folder / "ids.csv", "--out", folder / "ids.parquet")
+    (folder / "films").symlink_to("xrays")
+    with (folder / "films.csv").open("w", newline="") as file:
+        films = [f.name for f in files if "chest" in f.name or "opacity" in f.name]
+        csv.writer(file).writerows([["filename", "finding"], *([f, "normal"] for f in films)])
     return folder
 
 
@@ -181,7 +191,7 @@ def test_pandas(rows):
 
 def test_the_query_for_a_shell(rows):
     duckdb = pytest.importorskip("duckdb")
-    query = re.search(r'duckdb -c "(.*?)"', (ROOT / "docs" / "querying.md").read_text())[1]
+    query = re.search(r'duckdb -c "(.*?)"', QUERIES.read_text())[1]
     counted = {(status, reason): n for status, reason, n in duckdb.sql(query).fetchall()}
     assert sum(counted.values()) == len(rows) and counted["ok", None] == per_night(rows)[0][1]
 
@@ -193,13 +203,21 @@ def test_a_mask_to_an_array(rows):
     assert np.array_equal(found["large"], to_picture(lungs, row["rows"], row["cols"]))
 
 
-# -- README and operation -------------------------------------------------------------------------
+# -- README and the other pages -------------------------------------------------------------------
 
 
 def test_what_comes_out(rows):
     found = run("import pyarrow.parquet as pq")
     assert found["flagged"] == [r["path"] for r in rows if r["flag_unhealthy"]]
     assert np.array_equal(found["lungs"], first_lungs(rows))
+
+
+def test_the_rows_of_the_quickstart(rows, capsys):
+    run("from comit.results import read")
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(rows)
+    for line, row in zip(printed, rows, strict=True):
+        assert line.startswith(f"{row['path']} {row['status']} {row['reason']}")
 
 
 def test_in_python(screened, tmp_path, monkeypatch):
@@ -222,6 +240,7 @@ def test_the_formula_for_hashes(tmp_path, monkeypatch):
 
 def test_every_snippet_in_python_is_run_here():
     source = Path(__file__).read_text()
+    assert len(PYTHON) == len(snippets("python"))  # no two begin alike
     lines = {line for line in PYTHON if f'run("{line}")' in source}
     assert {*PYTHON} - lines == {"import duckdb", "import polars as pl"}  # the two that share one
 
@@ -230,16 +249,21 @@ def test_every_snippet_in_python_is_run_here():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("snippet", SHELL, ids=named)
-def test_shell(snippet, screened, tmp_path):
-    """Run by bash where ``xrays`` and their results are; /archive is ``xrays`` too."""
-    if "comit dicom" in snippet.text:
+@pytest.mark.parametrize("page", SHELL)
+def test_shell(page, screened, tmp_path):
+    """A page's commands in order, by bash, where ``xrays`` is; /archive is ``xrays`` too."""
+    script = "".join(SHELL[page])
+    if "comit dicom" in script:
         pytest.importorskip("highdicom")
-    shutil.copytree(screened, tmp_path / "here")
+    if "comit calibrate" in script:
+        pytest.importorskip("torch")
+    shutil.copytree(screened, tmp_path / "here", symlinks=True)
     here = tmp_path / "here"
     (here / "run.json").write_text('{"images_per_second": 1, "screened": 4, "seconds": 4}')
     shutil.copy(here / "results.parquet", here / "other.parquet")
-    script = snippet.script.replace("/archive", "xrays")
+    if "comit demo xrays" in script:  # the page begins with nothing
+        shutil.rmtree(here / "xrays")
+    script = script.replace("/archive", "xrays")
     if "comit.key" in script and "openssl" not in script:
         script = "(umask 077; echo 0123456789abcdef > comit.key)\n" + script
     done = subprocess.run(

@@ -235,13 +235,13 @@ def bimcv(folder: Path) -> Found:
         raise UsageError(f"{folder} has no table of tests: derivatives/EHR/*.tsv")
     tests: dict[str, list[tuple[date, bool]]] = defaultdict(list)
     for table in tables:
-        for number, line in enumerate(_table(table, ("participant", "date", "result"), "\t"), 2):
+        for number, line in enumerate(_table(table, ("participant", "date", "result")), 2):
             if line["result"] in ("POSITIVO", "NEGATIVO"):
                 done = _day(line["date"], "%d.%m.%Y", f"{table}, row {number}, column 'date'")
                 tests[line["participant"]].append((done, line["result"] == "POSITIVO"))
     days: dict[str, date] = {}
     for table in sorted(folder.rglob("*sessions.tsv")):
-        for number, line in enumerate(_table(table, ("session_id", "study_date"), "\t"), 2):
+        for number, line in enumerate(_table(table, ("session_id", "study_date")), 2):
             if digits := line["study_date"].split(".")[0]:
                 where = f"{table}, row {number}, column 'study_date'"
                 days[line["session_id"]] = _day(digits, "%Y%m%d", where)
@@ -366,10 +366,17 @@ def _coco(path: Path) -> Iterable[tuple[str, dict[str, Any], str]]:
         raise UsageError(f"{path} is not a COCO file of annotations") from error
 
 
-def _table(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> list[dict[str, str]]:
-    """Rows of a table with a header; empty cells are empty strings."""
+def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Rows of a table with a header; empty cells are empty strings.
+
+    The delimiter is the commonest of comma, semicolon (Excel's where the comma is the decimal
+    point) and tab in the header.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
+            header = file.readline()
+            file.seek(0)
+            delimiter = max(",;\t", key=header.count)
             reader = csv.DictReader(file, delimiter=delimiter, restval="")
             if missing := [c for c in columns if c not in (reader.fieldnames or ())]:
                 raise UsageError(f"{path} lacks the column {missing[0]!r}")

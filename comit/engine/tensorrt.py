@@ -1,7 +1,7 @@
 """TensorRT (10.16, 11, or TensorRT for RTX) on an NVIDIA GPU, through pycuda or CuPy.
 
 *Unverified on a GPU*: it was written without one. Tests run this class with an engine that
-computes on the CPU; see docs/gpu.md.
+computes on the CPU; see docs/explanation/gpu.md.
 """
 
 from __future__ import annotations

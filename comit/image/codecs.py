@@ -3,7 +3,8 @@
 Compressed streams go to bare codecs of imagecodecs, which release the GIL and decode into the
 caller's memory. A stream's own header is read first: its size must be the data set's, so that
 no codec takes more memory than was granted. What a codec leaves unwritten would be memory of
-other pictures: docs/decoding.md says for each why it leaves nothing, and a test tries them all.
+other pictures: docs/explanation/decoding.md says for each why it leaves nothing, and a test tries
+them all.
 """
 
 from __future__ import annotations

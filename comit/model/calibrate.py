@@ -25,6 +25,7 @@ from comit.model.recipe import TrainConfig
 from comit.model.runs import claim
 
 Method = Literal["platt", "isotonic"]
+FEWEST = 100  # negatives below which 99 % of them are all of them
 
 
 def calibrate(
@@ -72,7 +73,11 @@ def calibrate(
         operating_points=points(scores, cohort, origin),
         calibration=calibration(scores, cohort, method) | {"origin": origin},
     )
-    console.line(f"{opened.write(card)}: thresholds and calibration from {origin}")
+    for percent, point in sorted(card.operating_points.items()):
+        console.line(point.described(percent))
+    if min(card.operating_points["99"].negatives.values()) < FEWEST:
+        console.line(f"fewer than {FEWEST} negatives: the 99 % threshold is above all their scores")
+    console.line(f"{opened.write(card)} has the thresholds")
     return card
 
 

@@ -16,7 +16,7 @@ from comit.errors import UsageError
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
-# Names, whatever their case, of files and folders; docs/operation.md explains the list.
+# Names, whatever their case, of files and folders; docs/reference/inputs.md explains the list.
 MADE_BY_MACHINES = (
     ".*",  # hidden: .snapshot, .zfs, .Trash-1000, .AppleDouble, ._name, .DS_Store, .@__thumb
     "~snapshot",  # NetApp, seen from Windows

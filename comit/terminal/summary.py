@@ -111,17 +111,7 @@ def information(model: Path | None, as_json: bool) -> str:
     lines += [
         f"  width {card.width} of the paper's network, {card.precision}, sha256 {card.sha256[:16]}…"
     ]
-    for name, point in sorted(card.operating_points.items()):
-        behind = ", ".join(
-            f"{n} for {task}"
-            + (" [{:.1%}, {:.1%}]".format(*point.interval[task]) if task in point.interval else "")
-            for task, n in point.negatives.items()
-        )
-        lines.append(
-            f"  at {name} % specificity: unhealthy >= {point.unhealthy:.3f}, "
-            f"COVID >= {point.covid:.3f} (negatives: {behind or 'unknown'}"
-            + (f"; {point.origin})" if point.origin else ")")
-        )
+    lines += [f"  {p.described(name)}" for name, p in sorted(card.operating_points.items())]
     lines += _gate(card.gate)
     for name, curve in card.calibration.items():
         if isinstance(curve, dict):
