@@ -3,11 +3,48 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
+import time
 from collections.abc import Iterator
+from ctypes import CDLL
 from pathlib import Path
 
 import pytest
+
+DATA = Path(__file__).parent / "data"  # made by make_tiny.py
+STARTED = time.monotonic()
+# Waiting threads of PyTorch sleep; spinning beside another process, they take ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("comit")
+    group.addoption(
+        "--share", metavar="DAY/DAYS", help="of the files with nightly tests, those of this day"
+    )
+    group.addoption(
+        "--minutes", type=float, help="after so many minutes no further nightly test is started"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves of the nightly tests those of the day: whole files, of which each has its day."""
+    if not (share := config.getoption("--share")):
+        return
+    day, days = map(int, share.split("/"))
+    nightly = [item for item in items if item.get_closest_marker("nightly")]
+    files = sorted({item.path for item in nightly})
+    today = set(files[day % days :: days])
+    others = [item for item in nightly if item.path not in today]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in set(others)]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("--minutes")
+    if minutes and item.get_closest_marker("nightly") and time.monotonic() > STARTED + 60 * minutes:
+        pytest.skip(f"the {minutes:g} minutes for nightly tests are over")
 
 
 @pytest.fixture(scope="session")
@@ -30,36 +67,37 @@ def faults(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported .onnx with its card: width 0.125, random weights, scores that vary by image."""
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("onnxscript")
-    from comit.card import Card, OperatingPoint
-    from comit.export.to_onnx import export_onnx
-    from comit.model.network import COMiTNet, NetworkConfig
+def tiny_model() -> Path:
+    """An exported .onnx with its card: random weights, scores and masks that vary by image."""
+    return DATA / "tiny.onnx"
 
-    torch.manual_seed(0)
-    network = COMiTNet(NetworkConfig(width=0.125, mean=0.45, std=0.3)).eval()
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(layer.running_mean, 0.0, 0.1)
-            torch.nn.init.uniform_(layer.running_var, 0.05, 0.4)
-            torch.nn.init.uniform_(layer.weight, 0.6, 1.4)
-            torch.nn.init.normal_(layer.bias, 0.0, 0.1)
-    card = Card(
-        name="tiny",
-        sha256="",
-        width=0.125,
-        mean=0.45,
-        std=0.3,
-        operating_points={
-            "90": OperatingPoint(0.5, 0.5, {"unhealthy": 10, "covid": 10}),
-            "99": OperatingPoint(0.9, 0.9, {"unhealthy": 10, "covid": 10}),
-        },
-    )
-    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
-    export_onnx(network, card, path)
-    return path
+
+@pytest.fixture(scope="session")
+def tiny_half() -> bytes:
+    """The same network as an fp16 file."""
+    return (DATA / "tiny-fp16.onnx").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def kernels_library(tmp_path_factory: pytest.TempPathFactory) -> CDLL:
+    """The CUDA kernels compiled for the CPU by g++, for a CpuDevice."""
+    if not shutil.which("g++"):
+        pytest.skip("g++ is not here")
+    from cpu_device import build
+
+    return build(tmp_path_factory.mktemp("kernels") / "kernels.so")
+
+
+@pytest.fixture
+def null_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Screening by one decoding process and without a network, for tests of files and rows.
+
+    Scores and masks mean nothing, but depend on every pixel. The model's card is read as always.
+    """
+    from comit.bench.null import NullEngine
+
+    monkeypatch.setattr("comit.engine.load_engine", lambda *_, **__: NullEngine())
+    monkeypatch.setattr("comit.screening.decoders", lambda: 1)
 
 
 @pytest.fixture

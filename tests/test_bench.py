@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -64,7 +65,7 @@ class Sleeper(Engine):
 def test_first_call_is_reported_apart() -> None:
     found = measure(Sleeper, calls=5, seconds=0.1)
     assert found.first_ms >= 200
-    assert 20 <= found.p50_ms < 150
+    assert 20 <= found.p50_ms < found.first_ms
     assert (found.batch_size, found.calls) == (4, 5)
 
 
@@ -197,7 +198,8 @@ def test_without_masks_the_ceiling_is_of_scores_alone(tiny_model: Path, pictures
     engine = TwoStage()
     paths, options = sorted(pictures.iterdir()), Options(model=tiny_model, masks="none")
     found = stages_module.measure(paths, options, engine, 1, 0.05, cold=True)
-    assert engine.scored > 2 and found.engine_rate > 4 / 0.02  # which infer cannot do
+    assert engine.scored > 2 and found.engine_rate > 0
+    assert engine.calls == 3  # the sample: 9 pictures in batches of 4
     assert found.disk_rate > 0
 
 
@@ -360,6 +362,7 @@ def test_a_decoder_of_ours_that_errs_is_an_error(
         decoding.measure([tmp_path], 1)
 
 
+@pytest.mark.nightly
 def test_compare_runs_a_peer_and_names_what_is_missing(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,9 +474,11 @@ def test_other_scores_are_refused() -> None:
 
 def test_machine_names_what_a_figure_depends_on() -> None:
     here = machine()
-    assert here["cores"] >= 1 and here["memory_bytes"] > 2**28
+    assert 1 <= here["cores"] <= len(os.sched_getaffinity(0))
+    total = re.search(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())
+    assert total and here["memory_bytes"] == pytest.approx(int(total[1]) * 1024, rel=0.05)
     assert here["packages"]["numpy"] == np.__version__
-    json.dumps(here)  # plain values only
+    assert json.loads(json.dumps(here)) == here  # plain values only
 
 
 def test_commit_tells_changed_files(tmp_path: Path) -> None:
@@ -511,6 +516,7 @@ def test_latency_command_prints_a_table_and_writes_json(
     assert set(written["figures"][0]) == set(asdict(measure(Sleeper, 2, 0.05)))
 
 
+@pytest.mark.nightly
 def test_a_network_of_any_width_is_timed_untrained(tmp_path: Path) -> None:
     path = tmp_path / "l.json"
     options = "--width 0.0625 --engine onnxruntime --batch-size 1 --calls 2 --seconds 0.05"
@@ -578,6 +584,7 @@ def test_a_comparison_is_timed_with_the_same_masks_and_with_others(tmp_path: Pat
         differences(rf.write(tmp_path / "n.parquet", [rf.unscored("b", "failed", "empty")]), 2, 1)
 
 
+@pytest.mark.nightly
 def test_memory_of_a_run_counts_all_its_processes(tiny_model: Path, pictures: Path) -> None:
     from comit.bench.memory import measure as memory
 
@@ -587,6 +594,7 @@ def test_memory_of_a_run_counts_all_its_processes(tiny_model: Path, pictures: Pa
     assert more.ratio == round(more.peak_bytes / few.peak_bytes, 3)
 
 
+@pytest.mark.nightly
 def test_masks_of_flagged_images_are_compared_with_all(tmp_path, tiny_model, pictures) -> None:
     to = tmp_path / "f.json"
     arguments = ["flagged", str(pictures), "--model", str(tiny_model), "--precision", "fp32"]

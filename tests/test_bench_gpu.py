@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def part(report: dict[str, Any], name: str) -> dict[str, Any]:
     return found  # type: ignore[no-any-return]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_cannot_run_says_why(report: dict[str, Any]) -> None:
     for name in ("kernel parity", "torch variants", "kernel rates"):
         assert part(report, name)["status"] == "not run"
@@ -51,7 +50,7 @@ def test_what_cannot_run_says_why(report: dict[str, Any]) -> None:
     assert "tensorrt fp16 1: UsageError: tensorrt runs on NVIDIA GPUs" in report["md"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_engines_that_are_here_are_compared_and_timed(report: dict[str, Any]) -> None:
     compared = {(r["engine"], r["precision"]): r for r in part(report, "engine parity")["rows"]}
     for precision in ("fp32", "fp16"):
@@ -65,7 +64,7 @@ def test_engines_that_are_here_are_compared_and_timed(report: dict[str, Any]) ->
         assert row["TFLOP/s"] == pytest.approx(row["images/s"] * flops(0.125) / 1e12)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_kind_of_file_goes_through_the_whole_pipeline(report: dict[str, Any]) -> None:
     rows = part(report, "pipeline")["rows"]
     compressed = {"raw jpg", "jpeg dcm", "jpeg2000 dcm"}
@@ -75,7 +74,7 @@ def test_every_kind_of_file_goes_through_the_whole_pipeline(report: dict[str, An
     assert all(r["screened"] == (4 if r["files"] in compressed else 5) for r in ran)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_layers_are_held_against_the_ceilings_of_the_same_run(report: dict[str, Any]) -> None:
     assert [r["what"].split()[0] for r in part(report, "ceilings")["rows"]] == [
         "fp16", "copy", "copy", "copy"
@@ -103,13 +102,11 @@ def test_the_papers_network_takes_92_gflop() -> None:
 
 
 def test_kernels_are_compared_with_the_definitions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path
+    kernels_library: Any, monkeypatch: pytest.MonkeyPatch, pictures: Path
 ) -> None:
-    if not shutil.which("g++"):
-        pytest.skip("g++ is not here")
-    from cpu_device import CpuDevice, build
+    from cpu_device import CpuDevice
 
-    device = CpuDevice(build(tmp_path / "kernels.so"))
+    device = CpuDevice(kernels_library)
     monkeypatch.setattr(suite, "open_kernels", lambda name: device)
     tested = Suite(Settings(device="cpu", data=pictures, batch_sizes=(2,), repeat=1))
     rows: list[dict[str, Any]] = []

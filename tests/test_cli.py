@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -74,7 +73,9 @@ def test_a_screened_folder_has_a_row_a_file(tmp_path, tiny_model, pictures):
     assert report["rows"] == report["status"]["ok"] == pq.read_metadata(out).num_rows
 
 
-def test_several_inputs_have_the_ids_of_the_folder_that_holds_them(tmp_path, tiny_model, pictures):
+def test_several_inputs_have_the_ids_of_the_folder_that_holds_them(
+    tmp_path, tiny_model, pictures, null_engine
+):
     out, given = tmp_path / "r.parquet", sorted(pictures.glob("*.png"))
     options = ("--model", tiny_model, "--masks", "none")
     assert comit("screen", *given, "--out", out, *options).exit_code == 0
@@ -85,7 +86,7 @@ def test_several_inputs_have_the_ids_of_the_folder_that_holds_them(tmp_path, tin
     one_line(again, 2, "r.parquet holds results of comit; give the folder or the manifest")
 
 
-def test_failed_rows_give_exit_code_3(tmp_path, tiny_model, pictures):
+def test_failed_rows_give_exit_code_3(tmp_path, tiny_model, pictures, null_engine):
     (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     out = tmp_path / "r.parquet"
     result = comit("screen", pictures, "--out", out, "--model", tiny_model)
@@ -193,7 +194,7 @@ def test_nothing_is_called_like_standard_output(tmp_path, monkeypatch, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_report_goes_to_standard_output(tmp_path, tiny_model, pictures, monkeypatch):
+def test_a_report_goes_to_standard_output(tmp_path, tiny_model, pictures, null_engine, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "r.parquet"
     done = comit("screen", pictures, "--out", out, "--model", tiny_model, "--report", "-")
@@ -202,7 +203,7 @@ def test_a_report_goes_to_standard_output(tmp_path, tiny_model, pictures, monkey
 
 
 def test_a_report_that_cannot_be_written_says_that_results_are_complete(
-    tmp_path, tiny_model, pictures, monkeypatch
+    tmp_path, tiny_model, pictures, null_engine, monkeypatch
 ):
     def full(path, text):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -214,49 +215,57 @@ def test_a_report_that_cannot_be_written_says_that_results_are_complete(
     assert pq.read_table(out).num_rows == 9
 
 
+HELD = """
+import sys
+import comit.engine
+from comit.__main__ import run
+from comit.bench.null import NullEngine
+
+class Held(NullEngine):
+    batches = 0
+
+    def infer(self, images):
+        self.batches += 1
+        if self.batches == 2:
+            print("at work", flush=True)
+            sys.stdin.readline()
+        return super().infer(images)
+
+comit.engine.load_engine = lambda *_, **__: Held()
+run()
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
-    tmp_path, tiny_model, pictures, number
+    tmp_path, tiny_model, pictures, null_engine, number
 ):
     files = [str(p) for p in pictures.iterdir()]
     manifest = tmp_path / "m.csv"
-    manifest.write_text(
-        "path,id\n" + "".join(f"{files[i % len(files)]},{i}\n" for i in range(1500))
-    )
+    manifest.write_text("path,id\n" + "".join(f"{files[i % len(files)]},{i}\n" for i in range(300)))
     out = tmp_path / "r.parquet"
-    command = [
-        sys.executable,
-        "-m",
-        "comit",
-        "screen",
-        manifest,
-        "--out",
-        out,
-        "--model",
-        tiny_model,
-    ]
+    command = ["screen", manifest, "--out", out, "--model", tiny_model, "--workers", "1"]
     process = subprocess.Popen(
-        [*map(str, command), "--workers", "1"],
+        [sys.executable, "-c", HELD, *map(str, command)],
         cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(
             signal.SIGHUP, signal.SIG_DFL
         ),  # pytest may be under nohup
     )
-    frozen = tmp_path / ".r.parquet.comit" / "run.json"
-    while not frozen.exists():
-        time.sleep(0.01)
-    time.sleep(0.5)
+    assert process.stdout.readline() == "at work\n"
     os.kill(process.pid, number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate("go on\n", timeout=60)
     assert process.returncode == 4, said
     assert "same command resumes" in said
     assert not out.exists()
-    result = comit("screen", manifest, "--out", out, "--model", tiny_model)
+    result = comit(*command)
     assert result.exit_code == 0, result.output
     assert "from an earlier, interrupted run" in result.stderr
-    assert pq.read_table(out)["row_id"].to_pylist() == [str(i) for i in range(1500)]
+    assert pq.read_table(out)["row_id"].to_pylist() == [str(i) for i in range(300)]
 
 
 def test_closed_standard_streams_do_no_harm(tmp_path, tiny_model, pictures):

@@ -219,7 +219,7 @@ def test_weights_that_are_no_numbers_are_refused_wherever_they_stand(tiny_model:
     ],
 )
 def test_a_journal_that_comit_did_not_write_changes_nothing(
-    tmp_path: Path, tiny_model: Path, pictures: Path, journal
+    tmp_path: Path, tiny_model: Path, pictures: Path, null_engine: None, journal
 ) -> None:
     out = tmp_path / "results"
     assert call("screen", pictures, "--out", f"{out}/", "--model", tiny_model)[0] == 0

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict
 
 import numpy as np
@@ -15,19 +17,75 @@ onnx = pytest.importorskip("onnx")
 from safetensors.torch import save_file  # noqa: E402
 
 from comit import modelfile  # noqa: E402
-from comit.card import Card, OperatingPoint, open_model, read_card  # noqa: E402
+from comit.card import BUNDLED, Card, OperatingPoint, read_card  # noqa: E402
 from comit.engine.onnxruntime import OnnxRuntimeEngine  # noqa: E402
 from comit.errors import ModelError, ParityError, UsageError  # noqa: E402
 from comit.export import parity, to_onnx  # noqa: E402
 from comit.export.cli import export  # noqa: E402
 from comit.export.to_onnx import export_onnx  # noqa: E402
+from comit.model.graph import Graph  # noqa: E402
 from comit.model.runs import run_card  # noqa: E402
 from comit.model.stored import load_network, to_bytes  # noqa: E402
+
+POINT = {"unhealthy": 0.4, "covid": 0.3, "negatives": {"unhealthy": 7, "covid": 9}}
+DESCRIBED = {
+    "training": {"epochs": 2},
+    "epoch": 2,
+    "train_images": 16,
+    "init": None,
+    "teachers": ["w025"],
+    "val": {"lung_iou": 0.5},
+    "val_intervals": {"lung_iou": [0.45, 0.55]},
+    "val_baselines": {"lung_iou": 0.4},
+}
+
+
+def command(*arguments):
+    """Runs ``comit export onnx`` in this process; what it raises comes through."""
+    result = CliRunner().invoke(export, ["onnx", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def images():
+    """(4, 1, 224, 224): grain under a wave of another length each."""
+    rng, waves = np.random.default_rng(0), np.sin(np.outer([3, 5, 9, 17], np.linspace(0, 6, 224)))
+    grain = rng.uniform(0.2, 0.6, (4, 1, 224, 224))
+    return np.asarray(grain + 0.2 * waves[:, None, None], np.float32)
 
 
 @pytest.fixture(scope="module")
 def network(tiny_model):
     return load_network(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def run(network, tmp_path_factory):
+    """The folder of a training run that left the tiny network."""
+    run = tmp_path_factory.mktemp("runs") / "night"
+    run.mkdir()
+    save_file(network.state_dict(), run / "weights.safetensors")
+    (run / "run.json").write_text(json.dumps({"network": asdict(network.config), **DESCRIBED}))
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    """The run as an fp32 file."""
+    out = run.parent / "m.onnx"
+    about = ["--name", "tiny", "--note", "Of 16 images.", "--note", "Of one source."]
+    said = command(run, "--out", out, *about)
+    assert "synthetic phantoms (no X-rays were given)" in said
+    return out
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """The bundled model as an fp16 file."""
+    path = tmp_path_factory.mktemp("half") / "half.onnx"
+    command("bundled", "--out", path, "--precision", "fp16")
+    return path
 
 
 def altered(tiny_model, name, change):
@@ -40,27 +98,11 @@ def altered(tiny_model, name, change):
     return model.SerializeToString()
 
 
-@pytest.fixture(scope="module")
-def half(tiny_model, tmp_path_factory):
-    """The tiny model as fp16."""
-    path = tmp_path_factory.mktemp("half") / "half.onnx"
-    card, content = open_model(tiny_model)
-    export_onnx(load_network(content), card, path, "fp16")
-    return path
-
-
-def exported(*arguments):
-    """Runs ``comit export onnx`` in this process; what it raises comes through."""
-    result = CliRunner().invoke(export, ["onnx", *map(str, arguments)], catch_exceptions=False)
-    assert result.exit_code == 0
-    return result.output
-
-
-def test_the_file_says_what_it_is(tiny_model):
-    model = onnx.load(tiny_model)
+def test_the_file_says_what_it_is(exported):
+    model = onnx.load(exported)
     assert {p.key: p.value for p in model.metadata_props} == {
         "name": "tiny",
-        "width": "0.125",
+        "width": "0.03125",
         "mean": "0.45",
         "std": "0.3",
         "preprocessing": "1",
@@ -72,31 +114,59 @@ def test_the_file_says_what_it_is(tiny_model):
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
 
 
-def test_the_file_tells_nothing_of_the_machine_that_wrote_it(tiny_model):
-    content = tiny_model.read_bytes()
+def test_the_file_tells_nothing_of_the_machine_that_wrote_it(exported):
+    content = exported.read_bytes()
     assert b".py" not in content
     assert b"stack_trace" not in content
 
 
-def test_weights_keep_their_names_and_values(tiny_model, network):
-    held = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(tiny_model).graph.initializer}
+def test_weights_keep_their_names_and_values(exported, network):
+    held = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(exported).graph.initializer}
     for name, tensor in network.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert np.array_equal(held[name], tensor.numpy()), name
 
 
-def test_batch_norm_is_kept_and_the_graph_is_plain(tiny_model):
-    kinds = [n.op_type for n in onnx.load(tiny_model).graph.node]
+def test_batch_norm_is_kept_and_the_graph_is_plain(exported):
+    kinds = [n.op_type for n in onnx.load(exported).graph.node]
     assert kinds.count("BatchNormalization") == 37  # 39 convolutions, 2 of them last layers
     assert kinds.count("Slice") == 20 + 8  # corners of 5 poolings; 2 logits of 4 softmaxes
     assert kinds.count("DepthToSpace") == 5  # positions are interleaved once, for both decoders
     assert "MaxUnpool" not in kinds
-    assert {n.domain for n in onnx.load(tiny_model).graph.node} == {""}
+    assert {n.domain for n in onnx.load(exported).graph.node} == {""}
 
 
-@pytest.mark.slow
-def test_the_same_weights_give_the_same_bytes(tiny_model, network):
-    assert to_bytes(network, "fp32", "tiny") == tiny_model.read_bytes()
+def shape(model):
+    """What a file computes, without its numbers."""
+    graph = model.graph
+    return (
+        Counter(node.op_type for node in graph.node),
+        {i.name: (i.data_type, tuple(i.dims)) for i in graph.initializer if "." in i.name},
+        [str(value) for value in (*graph.input, *graph.output)],
+        {p.key: p.value for p in model.metadata_props},
+    )
+
+
+def compute_the_same(kept, now, images):
+    """Other versions of torch give other bytes. If this fails: ``python tests/make_tiny.py``."""
+    assert shape(onnx.load_model_from_string(kept)) == shape(onnx.load_model_from_string(now))
+    found, expected = (OnnxRuntimeEngine(c, batch_size=4).predict(images) for c in (now, kept))
+    assert np.abs(found.scores - expected.scores).max() < 1e-5
+    assert (found.masks != expected.masks).mean() < 1e-3
+
+
+def test_the_model_in_tests_data_is_what_the_export_gives(tiny_model, exported, images):
+    compute_the_same(tiny_model.read_bytes(), exported.read_bytes(), images)
+
+
+@pytest.mark.nightly
+def test_its_fp16_file_is_what_the_export_gives(tiny_half, network, images):
+    compute_the_same(tiny_half, to_bytes(network, "fp16", "tiny"), images)
+
+
+@pytest.mark.nightly
+def test_the_same_weights_give_the_same_bytes(exported, network):
+    assert to_bytes(network, "fp32", "tiny") == exported.read_bytes()
 
 
 def test_fp16_convolutions_are_fp16_and_branches_fp32(half):
@@ -117,54 +187,37 @@ def test_fp16_convolutions_are_fp16_and_branches_fp32(half):
     corners = ["And"] * 15 + ["GreaterOrEqual"] * 5
     rest = ["MaxPool", "Round", *["Slice"] * 4]
     assert sorted(kinds[name] for name in casts) == sorted(corners + rest)
-    assert half.stat().st_size < 1_600_000
+    assert half.stat().st_size < 0.6 * BUNDLED.stat().st_size
 
 
 def test_fp16_average_pooling_does_not_overflow(network):
     # 49 cells of 4,000 sum to 196,000, above float16's 65,504.
-    graph = to_onnx.Graph(network, torch.float16)
+    graph = Graph(network, torch.float16)
     image = torch.zeros(1, 1, 224, 224, dtype=torch.float16)
     seen = []
     with torch.inference_mode():
         positions = graph.network.encode(image)[1]
-        features = torch.full((1, 64, 7, 7), 4000.0, dtype=torch.float16)
+        features = torch.full((1, 16, 7, 7), 4000.0, dtype=torch.float16)
         graph.network.encode = lambda images: (features, positions)
         graph.network.health_branch.register_forward_pre_hook(lambda m, x: seen.append(x[0]))
         graph(image)
-    assert torch.equal(seen[0], torch.full((1, 64), 4000.0))
+    assert torch.equal(seen[0], torch.full((1, 16), 4000.0))
 
 
-@pytest.mark.slow
-def test_fp16_again_from_fp16_is_the_same_file_and_fp32_is_refused(half, tmp_path):
-    exported(half, "--out", tmp_path / "again.onnx", "--precision", "fp16")
-    assert (tmp_path / "again.onnx").read_bytes() == half.read_bytes()
+@pytest.mark.nightly
+def test_fp16_again_from_fp16_is_the_same_network_and_fp32_is_refused(half, tmp_path):
+    command(half, "--out", tmp_path / "again.onnx", "--precision", "fp16")
+    before, after = (onnx.load(path) for path in (half, tmp_path / "again.onnx"))
+    assert shape(before) == shape(after)
+    for a, b in zip(before.graph.initializer, after.graph.initializer, strict=True):  # -0 is 0
+        assert np.array_equal(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b)), a.name
     with pytest.raises(UsageError, match="rounded"):
-        exported(half, "--out", tmp_path / "up.onnx", "--precision", "fp32")
+        command(half, "--out", tmp_path / "up.onnx", "--precision", "fp32")
 
 
-@pytest.mark.slow
-def test_a_run_is_exported_with_its_card(network, tmp_path):
-    run = tmp_path / "night"
-    run.mkdir()
-    save_file(network.state_dict(), run / "weights.safetensors")
-    point = {"unhealthy": 0.4, "covid": 0.3, "negatives": {"unhealthy": 7, "covid": 9}}
-    described = {
-        "network": asdict(network.config),
-        "training": {"epochs": 2},
-        "epoch": 2,
-        "train_images": 16,
-        "init": None,
-        "teachers": ["w025"],
-        "val": {"lung_iou": 0.5},
-        "val_intervals": {"lung_iou": [0.45, 0.55]},
-        "val_baselines": {"lung_iou": 0.4},
-    }
-    (run / "run.json").write_text(json.dumps(described))
-    about = ["--name", "other", "--note", "Of 16 images.", "--note", "Of one source."]
-    said = exported(run, "--out", tmp_path / "m.onnx", *about)
-    assert "synthetic phantoms (no X-rays were given)" in said
-    card = read_card(tmp_path / "m.onnx")
-    assert (card.name, card.precision, card.width) == ("other", "fp32", 0.125)
+def test_a_run_is_exported_with_its_card(exported, run):
+    card = read_card(exported)
+    assert (card.name, card.precision, card.width) == ("tiny", "fp32", 1 / 32)
     assert card.training == {
         "epochs": 2,
         "epoch": 2,
@@ -176,25 +229,30 @@ def test_a_run_is_exported_with_its_card(network, tmp_path):
     assert card.operating_points == {}
     assert card.notes == ["Of 16 images.", "Of one source."]
     assert run_card(run).name == "night"
-    (run / "run.json").write_text(json.dumps(described | {"operating_points": {"90": point}}))
-    assert run_card(run).operating_points["90"] == OperatingPoint(**point)
 
 
-def test_a_card_is_carried_over_from_an_onnx_file(tiny_model, half):
-    before, after = read_card(tiny_model), read_card(half)
-    assert after.operating_points == before.operating_points
+def test_a_run_s_card_has_its_operating_points(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "calibrated")
+    described = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(described | {"operating_points": {"90": POINT}}))
+    assert run_card(copy).operating_points["90"] == OperatingPoint(**POINT)
+
+
+def test_a_card_is_carried_over_from_an_onnx_file(half):
+    before, after = read_card(BUNDLED), read_card(half)
+    assert after.operating_points == before.operating_points != {}
     assert after.sha256 != before.sha256
     assert after.precision == "fp16"
 
 
 def test_a_file_that_computes_something_else_is_not_written(
-    tiny_model, network, tmp_path, monkeypatch
+    tiny_model, network, images, tmp_path, monkeypatch
 ):
     tampered = altered(tiny_model, "health_branch.4.bias", [0, 0.01])
     monkeypatch.setattr(to_onnx, "to_bytes", lambda *a: tampered)
-    card = Card("x", "", 0.125, 0.45, 0.3)
+    card = Card("x", "", 1 / 32, 0.45, 0.3)
     with pytest.raises(ParityError, match="differs from PyTorch"):
-        export_onnx(network, card, tmp_path / "m.onnx")
+        export_onnx(network, card, tmp_path / "m.onnx", images=images)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,9 +264,9 @@ def test_a_file_that_computes_something_else_is_not_written(
         ("findings_branch.4.bias", [0, np.nan]),
     ],
 )
-def test_scores_and_masks_are_each_enough_to_refuse(tiny_model, network, weight, change):
+def test_scores_and_masks_are_each_enough_to_refuse(tiny_model, network, images, weight, change):
     with pytest.raises((ParityError, ModelError)):  # the latter of what is no number
-        parity.check(altered(tiny_model, weight, change), network, "fp32")
+        parity.check(altered(tiny_model, weight, change), network, "fp32", images)
 
 
 def external(content, where):
@@ -268,11 +326,11 @@ def test_a_foreign_onnx_file_is_not_a_network():
 
 def test_wrong_arguments_are_told_before_anything_is_loaded(tmp_path):
     with pytest.raises(UsageError, match=r"end in \.onnx"):
-        exported("bundled", "--out", tmp_path / "m.pt")
+        command("bundled", "--out", tmp_path / "m.pt")
     with pytest.raises(UsageError, match="not a folder"):
-        exported("bundled", "--out", tmp_path / "no" / "m.onnx")
+        command("bundled", "--out", tmp_path / "no" / "m.onnx")
     with pytest.raises(ModelError, match="cannot be read"):
-        exported(tmp_path / "absent.onnx", "--out", tmp_path / "m.onnx")
+        command(tmp_path / "absent.onnx", "--out", tmp_path / "m.onnx")
 
 
 def test_the_command_loads_only_click():
@@ -288,8 +346,9 @@ def test_the_command_loads_only_click():
 def test_parity_holds_on_real_x_rays(tiny_model, half, network, shared):
     images = parity.read_images(shared / "cxr" / "images")
     assert images.shape == (16, 1, 224, 224)
-    for path, precision in ((tiny_model, "fp32"), (half, "fp16")):
-        found = parity.check(path.read_bytes(), network, precision, images)
+    bundled = load_network(BUNDLED)
+    for path, given, precision in ((tiny_model, network, "fp32"), (half, bundled, "fp16")):
+        found = parity.check(path.read_bytes(), given, precision, images)
         assert str(found).startswith("on 16 X-rays: scores within ")
 
 

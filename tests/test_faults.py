@@ -43,9 +43,10 @@ def test_a_full_disk_loses_nothing(tmp_path):
 
 
 @pytest.mark.real
-def test_mutated_real_files_lose_nothing(shared):
+@pytest.mark.parametrize("files", [50, pytest.param(300, marks=pytest.mark.nightly)])
+def test_mutated_real_files_lose_nothing(shared, files):
     folders = [shared / name for name in ("dicom", "originals", "cxr/images")]
-    figures = list(everything(Extent(fuzzed=300), folders, ("mutated",)))
+    figures = list(everything(Extent(fuzzed=files), folders, ("mutated",)))
     assert figures and all(figure.passed for figure in figures), figures
 
 

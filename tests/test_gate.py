@@ -89,7 +89,7 @@ def test_tags_that_verify_a_frontal_chest_are_believed_and_all_takes_all(
         assert taken[path]["status"] == "ok" and "chest_doubted" in taken[path]["warnings"]
 
 
-def test_another_threshold_is_another_run(tmp_path, tiny_model, pictures) -> None:
+def test_another_threshold_is_another_run(tmp_path, tiny_model, pictures, null_engine) -> None:
     out = tmp_path / "results"
     for cut in (0.0, 0.1):
         model = gated(tiny_model, tmp_path / f"m{cut}", {"threshold": cut})

@@ -1,4 +1,4 @@
-"""Capturing a CUDA graph: what is asked of the driver, and that a refusal leaves nothing behind."""
+"""Capturing a CUDA graph: what was recorded runs at every launch, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 from comit.engine.gpu.cuda_graph import captured
 
 OK, BROKEN = SimpleNamespace(name="CUDA_SUCCESS"), SimpleNamespace(name="CUDA_ERROR")
+STREAM = 7
+Work = Callable[[], object]
 
 
 class Driver(ModuleType):
@@ -23,31 +25,52 @@ class Driver(ModuleType):
 
     def __init__(self, refusing: str = "") -> None:
         super().__init__("cuda.bindings.driver")
-        self.calls: list[tuple[Any, ...]] = []
-        self.capturing = False
-        for name, value in {
-            "cuStreamBeginCapture": None,
-            "cuStreamEndCapture": "graph",
-            "cuGraphInstantiate": "executable",
-            "cuGraphDestroy": None,
-            "cuGraphLaunch": None,
-            "cuGraphExecDestroy": None,
-        }.items():
-            setattr(self, name, self._call(name, value, name == refusing))
+        self.refusing = refusing
+        self.recorded: list[Work] | None = None
+        self.alive: dict[int, list[Work]] = {}  # graphs and executables
 
-    def _call(self, name: str, value: Any, refused: bool) -> Callable[..., tuple[Any, ...]]:
-        def call(*arguments: Any) -> tuple[Any, ...]:
-            self.calls.append((name, *arguments))
-            if name == "cuStreamBeginCapture":
-                self.capturing = not refused
-            if name == "cuStreamEndCapture":  # ends it, whatever it says
-                assert self.capturing
-                self.capturing = False
-            found = (value,) if value else ()
-            return (BROKEN if refused else OK, *found)
+    def enqueue(self, work: Work) -> None:
+        """What a kernel's launch does: runs, or is recorded."""
+        if self.recorded is None:
+            work()
+        else:
+            self.recorded.append(work)
 
-        call.__name__ = name
-        return call
+    def _made(self, work: list[Work], call: str) -> tuple[Any, ...]:
+        if self.refusing == call:
+            return BROKEN, None
+        handle = len(self.alive) + 1
+        self.alive[handle] = work
+        return OK, handle
+
+    def cuStreamBeginCapture(self, stream: int, mode: str) -> tuple[Any]:  # noqa: N802
+        assert stream == STREAM and self.recorded is None
+        if self.refusing == "cuStreamBeginCapture":
+            return (BROKEN,)
+        self.recorded = []
+        return (OK,)
+
+    def cuStreamEndCapture(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
+        assert stream == STREAM and self.recorded is not None
+        work, self.recorded = self.recorded, None  # it ends, whatever is answered
+        return self._made(work, "cuStreamEndCapture")
+
+    def cuGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        return self._made([*self.alive[graph]], "cuGraphInstantiate")
+
+    def cuGraphDestroy(self, graph: int) -> tuple[Any]:  # noqa: N802
+        del self.alive[graph]
+        return (OK,)
+
+    def cuGraphLaunch(self, executable: int, stream: int) -> tuple[Any]:  # noqa: N802
+        assert stream == STREAM
+        if self.refusing == "cuGraphLaunch":
+            return (BROKEN,)
+        for work in self.alive[executable]:
+            work()
+        return (OK,)
+
+    cuGraphExecDestroy = cuGraphDestroy  # noqa: N815
 
 
 @pytest.fixture
@@ -61,23 +84,28 @@ def driver(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> D
     return fake
 
 
+def is_as_before(driver: Driver) -> bool:
+    """Whether work runs at once again and no handle is left."""
+    done: list[int] = []
+    driver.enqueue(lambda: done.append(1))
+    return done == [1] and not driver.alive
+
+
 def test_work_is_recorded_once_and_launched_often(driver: Driver) -> None:
-    launch = captured(lambda: driver.calls.append(("work",)), 7)
-    assert driver.calls == [
-        ("cuStreamBeginCapture", 7, "thread local"),
-        ("work",),
-        ("cuStreamEndCapture", 7),
-        ("cuGraphInstantiate", "graph", 0),
-        ("cuGraphDestroy", "graph"),
-    ]
-    assert launch is not None
-    driver.calls.clear()
+    done: list[str] = []
+
+    def work() -> None:
+        driver.enqueue(lambda: done.append("copy"))
+        driver.enqueue(lambda: done.append("network"))
+
+    launch = captured(work, STREAM)
+    assert launch is not None and done == []
     launch()
     launch()
-    assert driver.calls == 2 * [("cuGraphLaunch", "executable", 7)]
+    assert done == ["copy", "network"] * 2
     del launch
     gc.collect()
-    assert driver.calls[2:] == [("cuGraphExecDestroy", "executable")]
+    assert is_as_before(driver)
 
 
 @pytest.mark.parametrize(
@@ -86,24 +114,21 @@ def test_work_is_recorded_once_and_launched_often(driver: Driver) -> None:
     indirect=True,
 )
 def test_what_cuda_refuses_is_no_graph(driver: Driver) -> None:
-    assert captured(lambda: None, 7) is None
-    assert not driver.capturing
-    made = ("cuGraphInstantiate", "graph", 0) in driver.calls
-    assert (("cuGraphDestroy", "graph") in driver.calls) == made
+    assert captured(lambda: driver.enqueue(lambda: None), STREAM) is None
+    assert is_as_before(driver)
 
 
 def test_work_that_fails_ends_the_capture(driver: Driver) -> None:
     def work() -> None:
         raise RuntimeError("TensorRT did not run the engine")
 
-    assert captured(work, 7) is None
-    assert driver.calls[-2:] == [("cuStreamEndCapture", 7), ("cuGraphDestroy", "graph")]
-    assert not driver.capturing
+    assert captured(work, STREAM) is None
+    assert is_as_before(driver)
 
 
 @pytest.mark.parametrize("driver", ["cuGraphLaunch"], indirect=True)
 def test_a_launch_that_fails_is_an_error(driver: Driver) -> None:
-    launch = captured(lambda: None, 7)
+    launch = captured(lambda: None, STREAM)
     assert launch is not None
     with pytest.raises(RuntimeError, match="cuGraphLaunch: CUDA_ERROR"):
         launch()

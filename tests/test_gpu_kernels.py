@@ -34,18 +34,11 @@ quick = settings(
 )
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from cpu_device import build
-
-    return build(tmp_path_factory.mktemp("kernels") / "kernels.so")
-
-
 @pytest.fixture(params=[False, True], ids=["forwards", "backwards"], scope="module")
-def device(library: Any, request: pytest.FixtureRequest) -> Any:
+def device(kernels_library: Any, request: pytest.FixtureRequest) -> Any:
     from cpu_device import CpuDevice
 
-    return CpuDevice(library, request.param)
+    return CpuDevice(kernels_library, request.param)
 
 
 def on_gpu(
@@ -216,20 +209,20 @@ def test_other_types_are_the_cpus(device: Any, dtype: Any) -> None:
         device.pictures([(samples, Presentation())])
 
 
-def test_a_table_is_the_same_in_python_and_in_c(library: Any) -> None:
-    assert library.size_of_picture() == layout_of.PICTURE.itemsize
-    assert library.size_of_scanlines() == layout_of.SCANLINES.itemsize
-    assert library.size_of_runs() == layout_of.RUNS.itemsize
+def test_a_table_is_the_same_in_python_and_in_c(kernels_library: Any) -> None:
+    assert kernels_library.size_of_picture() == layout_of.PICTURE.itemsize
+    assert kernels_library.size_of_scanlines() == layout_of.SCANLINES.itemsize
+    assert kernels_library.size_of_runs() == layout_of.RUNS.itemsize
 
 
-def test_float16_is_rounded_as_ieee_says(library: Any) -> None:
+def test_float16_is_rounded_as_ieee_says(kernels_library: Any) -> None:
     """Every float16 in [0, 1], the midpoints between them, and their neighbours."""
     halves = np.arange(0x3C01, dtype=np.uint16).view(np.float16).astype(np.float32)
     middle = (halves[1:] + halves[:-1]) / 2
     values = np.concatenate(
         [halves, middle, np.nextafter(middle, np.float32(2)), np.nextafter(middle, np.float32(-2))]
     )
-    found = np.array([library.half_of(float(v)) for v in values], np.uint16)
+    found = np.array([kernels_library.half_of(float(v)) for v in values], np.uint16)
     assert np.array_equal(found, values.astype(np.float16).view(np.uint16))
 
 
@@ -410,10 +403,10 @@ def test_a_cubin_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.real
-def test_every_real_file_is_preprocessed_as_defined(library: Any, shared: Path) -> None:
+def test_every_real_file_is_preprocessed_as_defined(kernels_library: Any, shared: Path) -> None:
     from cpu_device import CpuDevice
 
-    device, compared, by_rows = CpuDevice(library), 0, 0
+    device, compared, by_rows = CpuDevice(kernels_library), 0, 0
     folders = [shared / name for name in ("cxr/images", "dicom", "originals")]
     for path in sorted(p for folder in folders for p in folder.rglob("*") if p.is_file()):
         data = path.read_bytes()

@@ -17,6 +17,7 @@ from comit.screening import screen
 
 KEY = b"0123456789abcdef"
 QUIET = Console(quiet=True)
+pytestmark = pytest.mark.usefixtures("null_engine")
 
 
 def hashed(value: bytes) -> str:
@@ -42,7 +43,7 @@ def archive(tmp_path):
 
 
 def run(archive, out, tiny_model, **options):
-    options = {"model": tiny_model, "precision": "fp32", "workers": 1, **options}
+    options = {"model": tiny_model, **options}
     report = screen(archive, out, Options(**options), console=QUIET)
     return report, pq.read_table(out).to_pylist()
 
@@ -104,7 +105,7 @@ def test_a_hidden_run_is_resumed_from_what_is_there(tmp_path, archive, tiny_mode
         screen(
             archive,
             out,
-            Options(model=tiny_model, precision="fp32", **hidden),
+            Options(model=tiny_model, **hidden),
             console=QUIET,
             stop=stop,
         )
@@ -150,7 +151,7 @@ def test_a_resumed_list_takes_no_other_file_for_an_id(tmp_path, archive, tiny_mo
     manifest.write_text("id,path\n1,Doe-0.dcm\n2,Doe-1.dcm\n")
     stop.set()
     with pytest.raises(Stopped):
-        chosen = Options(model=tiny_model, precision="fp32", **hidden)
+        chosen = Options(model=tiny_model, **hidden)
         screen(manifest, out, chosen, console=QUIET, stop=stop)
     manifest.write_text("id,path\n1,Doe-2.dcm\n2,Doe-1.dcm\n")
     _, rows = run(manifest, out, tiny_model, **hidden)

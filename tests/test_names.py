@@ -14,6 +14,8 @@ from comit.card import card_path
 from comit.cli import main
 from comit.console import printable
 
+pytestmark = pytest.mark.usefixtures("null_engine")
+
 ODD = os.fsdecode(b"\xff\xc3(")  # no UTF-8 in any place
 
 

@@ -27,6 +27,7 @@ from comit.run.target import File, Folder, find
 from comit.screening import screen
 
 QUIET = Console(quiet=True)
+pytestmark = pytest.mark.usefixtures("null_engine")
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def night(tmp_path, tiny_model):
     """Screens the pictures into ``results``; gives the report."""
 
     def run(source=tmp_path / "pictures", out=tmp_path / "results", **options):
-        chosen = Options(model=tiny_model, precision="fp32", workers=1, **options)
+        chosen = Options(model=tiny_model, **options)
         return screen(source, out, chosen, console=QUIET)
 
     return run
@@ -403,13 +404,13 @@ def test_one_file_is_what_its_folder_knows_it_as(tmp_path, night, pictures):
     assert len(rows(tmp_path / "results")) == 9
 
 
-def test_compacting_leaves_an_interrupted_run_as_it_is(tmp_path, night, pictures):
+def test_compacting_leaves_an_interrupted_run_as_it_is(tmp_path, night, tiny_model, pictures):
     stop = threading.Event()
     for name in ("a.png", "b.png"):
         night()
         add(pictures, name)
     stop.set()
-    chosen = Options(model=find_model(night), precision="fp32", workers=1)
+    chosen = Options(model=tiny_model)
     with pytest.raises(Stopped):
         screen(pictures, tmp_path / "results", chosen, console=QUIET, stop=stop)
     frozen = (tmp_path / "results" / ".comit" / "run.json").read_bytes()
@@ -417,10 +418,6 @@ def test_compacting_leaves_an_interrupted_run_as_it_is(tmp_path, night, pictures
     assert (tmp_path / "results" / ".comit" / "run.json").read_bytes() == frozen
     night()
     assert len(rows(tmp_path / "results")) == 11
-
-
-def find_model(night):
-    return night.__closure__[[*night.__code__.co_freevars].index("tiny_model")].cell_contents
 
 
 def test_a_retry_of_other_settings_is_refused(tmp_path, night, pictures):

@@ -142,12 +142,14 @@ def metrics(path):
     }
 
 
-def test_metrics_say_how_a_run_went_and_keep_the_last_success(tmp_path, tiny_model, pictures):
+def test_metrics_say_how_a_run_went_and_keep_the_last_success(
+    tmp_path, tiny_model, pictures, null_engine
+):
     path, out = tmp_path / "comit.prom", tmp_path / "results"
     (pictures / "broken.png").write_bytes(b"")
 
     def night(**options):
-        chosen = Options(model=tiny_model, precision="fp32", metrics_file=path, **options)
+        chosen = Options(model=tiny_model, metrics_file=path, **options)
         return screen(pictures, out, chosen, console=Console(quiet=True))
 
     night()
@@ -169,10 +171,8 @@ def test_metrics_say_how_a_run_went_and_keep_the_last_success(tmp_path, tiny_mod
     assert third[SUCCESS,] == second[SUCCESS,]
 
 
-def test_metrics_that_cannot_be_written_end_no_night(tmp_path, tiny_model, pictures):
-    chosen = Options(
-        model=tiny_model, precision="fp32", metrics_file=tmp_path / "no" / "comit.prom"
-    )
+def test_metrics_that_cannot_be_written_end_no_night(tmp_path, tiny_model, pictures, null_engine):
+    chosen = Options(model=tiny_model, metrics_file=tmp_path / "no" / "comit.prom")
     report = screen(pictures, tmp_path / "r.parquet", chosen, console=Console(quiet=True))
     assert report.rows == 9
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask
 
-from comit.card import BUNDLED
+from comit.card import BUNDLED, read_card
 from comit.console import Console
 from comit.engine import load_engine
 from comit.model.data import load, read_manifest
@@ -20,7 +20,7 @@ from comit.options import Options
 from comit.screening import screen
 
 pytestmark = pytest.mark.real
-EVERY = 9  # X-rays of cxr/images that go through each engine; the whole set is in bench/results
+EVERY = 27  # X-rays of cxr/images that go through each engine; the whole set is in bench/results
 
 
 def run(source: Path, out: Path, **options):
@@ -95,6 +95,7 @@ def agree(rows, reference, point, score_tolerance, least_iou):
     assert (inter / union >= least_iou).all(), inter / union
 
 
+@pytest.mark.nightly
 def test_fp16_exported_from_the_bundled_model_agrees(some, reference, tmp_path, shared):
     from click.testing import CliRunner
 
@@ -198,14 +199,18 @@ def test_published_originals_score_like_their_reductions(shared, tmp_path):
     assert np.mean(np.array(differences) <= 0.05) >= 0.9, sorted(differences)
 
 
-def test_the_bundled_model_learned_something(shared, tmp_path):
+@pytest.mark.parametrize(
+    ("every", "margin"), [(4, 0.1), pytest.param(1, 0.02, marks=pytest.mark.nightly)]
+)
+def test_the_bundled_model_has_the_figures_of_its_card(shared, tmp_path, every, margin):
     """On val, within one source at a time: what no guess at source, place or brightness reaches."""
+    card = read_card(BUNDLED).metrics["val"]
     study, gate = (shared / "cxr" / f"{name}.parquet" for name in ("study", "gate"))
     rows = [
         r
         for r in read_manifest(study)
         if r["split"] == "val" and r["source"] in ("siim", "jsrt", "kermany-children")
-    ]
+    ][::every]
     others = [r for r in pq.read_table(gate).to_pylist() if r["split"] == "val"]
     listed = pa.table({"path": [r["path"] for r in (*rows, *others)]})
     pq.write_table(listed, tmp_path / "val.parquet")
@@ -220,8 +225,9 @@ def test_the_bundled_model_learned_something(shared, tmp_path):
         if r["source"] == "siim" and (r["covid"] or r["healthy"])
     ]
     covid, score, fraction = (np.array(v) for v in zip(*typical, strict=True))
-    assert area_under_roc(covid, score) >= 0.85
-    assert area_under_roc(covid, fraction) >= 0.85
+    expected = card["covid_auc_with_healthy_within_siim"]
+    assert area_under_roc(covid, score) >= expected - margin
+    assert area_under_roc(covid, fraction) >= expected - margin
     drawn = load([r for r in asked if r["lung_mask"]], shared / "cxr")
     lungs = [
         mask.decode(found[r["path"]]["lung_rle"]).astype(bool) for r in asked if r["lung_mask"]

@@ -102,7 +102,7 @@ def test_bad_files_get_a_reason_and_leave_their_neighbours_alone(tmp_path, tiny_
     assert report.status == {"ok": len(rows), "skipped": 1, "failed": 2}
 
 
-def test_a_manifest_passes_its_columns_through(tmp_path, tiny_model, pictures):
+def test_a_manifest_passes_its_columns_through(tmp_path, tiny_model, pictures, null_engine):
     names = sorted(p.name for p in pictures.iterdir())
     table = pa.table(
         {
@@ -122,7 +122,7 @@ def test_a_manifest_passes_its_columns_through(tmp_path, tiny_model, pictures):
     assert results["reason"].to_pylist() == [None] * len(names) + ["null_path"]
 
 
-def test_a_stopped_run_goes_on_and_gives_the_same_rows(tmp_path, tiny_model, pictures):
+def test_a_stopped_run_goes_on_and_gives_the_same_rows(tmp_path, tiny_model, pictures, null_engine):
     _, whole = run(pictures, tmp_path / "whole.parquet", tiny_model, workers=1)
     out, stop = tmp_path / "r.parquet", threading.Event()
     stop.set()
@@ -134,7 +134,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_rows(tmp_path, tiny_model, pic
     assert rows == whole
 
 
-def test_metadata_says_where_the_numbers_come_from(tmp_path, tiny_model, pictures):
+def test_metadata_says_where_the_numbers_come_from(tmp_path, tiny_model, pictures, null_engine):
     out = tmp_path / "r.parquet"
     report, _ = run(pictures, out, tiny_model)
     found = {k.decode(): v.decode() for k, v in pq.read_schema(out).metadata.items()}
@@ -154,7 +154,7 @@ def test_every_code_is_explained_in_the_docs():
 
 @pytest.mark.parametrize("modality", ["CT", "DX"])
 def test_whatever_size_a_header_claims_its_neighbours_get_their_rows(
-    tmp_path, tiny_model, pictures, modality
+    tmp_path, tiny_model, pictures, modality, null_engine
 ):
     sizes = [("UL", 2**32 - 1), ("UV", 2**63), ("SV", -(2**40)), ("IS", "-2147483649")]
     sizes += [("DS", "4294967295"), ("FD", 1e29), ("US", 0)]
@@ -177,7 +177,7 @@ def test_whatever_size_a_header_claims_its_neighbours_get_their_rows(
 
 
 @pytest.mark.real
-def test_rows_beyond_their_column_stop_no_night(tmp_path, tiny_model, faults):
+def test_rows_beyond_their_column_stop_no_night(tmp_path, tiny_model, faults, null_engine):
     _, rows = run(faults / "rows-too-large-stops-night", tmp_path / "r.parquet", tiny_model)
     assert rows["ct-ul.dcm"]["reason"] == "modality"
     assert rows["good.dcm"]["status"] == "ok"
@@ -189,7 +189,9 @@ def test_rows_beyond_their_column_stop_no_night(tmp_path, tiny_model, faults):
     }
 
 
-def test_identical_copies_are_told_whatever_their_names(tmp_path, tiny_model, pictures):
+def test_identical_copies_are_told_whatever_their_names(
+    tmp_path, tiny_model, pictures, null_engine
+):
     copy = (pictures / "0.png").read_bytes()
     (pictures / "again").mkdir()
     (pictures / "again" / "copy.png").write_bytes(copy)
@@ -205,7 +207,7 @@ def test_identical_copies_are_told_whatever_their_names(tmp_path, tiny_model, pi
     assert (report.rows, report.warnings["identical_copy"]) == (1, 1)
 
 
-def test_what_is_left_out_is_said_and_recorded(tmp_path, tiny_model, pictures):
+def test_what_is_left_out_is_said_and_recorded(tmp_path, tiny_model, pictures, null_engine):
     thumbnails = pictures / "@eaDir"
     thumbnails.mkdir()
     (thumbnails / "0.png").write_bytes((pictures / "0.png").read_bytes())
@@ -220,7 +222,7 @@ def test_what_is_left_out_is_said_and_recorded(tmp_path, tiny_model, pictures):
     assert said[b"comit_left_out"] == b'{"[1-7].*": 7, "@eaDir": 1}'
 
 
-def test_a_resumed_run_has_the_patterns_it_began_with(tmp_path, tiny_model, pictures):
+def test_a_resumed_run_has_the_patterns_it_began_with(tmp_path, tiny_model, pictures, null_engine):
     stop = threading.Event()
     stop.set()
     chosen = Options(model=tiny_model, precision="fp32", exclude=("0.png",), masks="none")
@@ -274,7 +276,9 @@ def test_the_command_line_offers_what_options_take():
 
 
 @pytest.mark.parametrize("option", [{"pattern": "*.png"}, {"exclude": ("a",)}])
-def test_options_that_would_do_nothing_are_refused(tmp_path, tiny_model, pictures, option):
+def test_options_that_would_do_nothing_are_refused(
+    tmp_path, tiny_model, pictures, option, null_engine
+):
     (pictures / "m.csv").write_text("path\n0.png\n")
     for source in (pictures / "m.csv", pictures / "0.png"):
         with pytest.raises(UsageError, match=r"is for folders, and .* is none"):
@@ -284,7 +288,9 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, tiny_model, picture
     assert not (tmp_path / "r.parquet").exists() and not (tmp_path / "r").exists()
 
 
-def test_the_summary_names_failed_files_and_what_to_do_next(tmp_path, tiny_model, pictures):
+def test_the_summary_names_failed_files_and_what_to_do_next(
+    tmp_path, tiny_model, pictures, null_engine
+):
     for i in range(7):
         (pictures / f"broken {i}.png").touch()
     out = tmp_path / "my results"
@@ -302,7 +308,9 @@ def test_the_summary_names_failed_files_and_what_to_do_next(tmp_path, tiny_model
     assert "with those of earlier runs it holds 17 rows" in said and "failed:" not in said
 
 
-def test_the_summary_of_hidden_identifiers_names_no_path(tmp_path, tiny_model, pictures):
+def test_the_summary_of_hidden_identifiers_names_no_path(
+    tmp_path, tiny_model, pictures, null_engine
+):
     (pictures / "Doe.png").touch()
     report, _ = run(pictures, tmp_path / "r.parquet", tiny_model, masks="none", identifiers="none")
     said = "\n".join(summary(report))

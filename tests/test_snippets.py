@@ -248,8 +248,14 @@ def test_every_snippet_in_python_is_run_here():
 # -- shell ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", SHELL)
+# The first pages that a user runs; the others' commands are parsed every time, run nightly.
+FIRST = ("README.md", "docs/quickstart.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page if page in FIRST else pytest.param(page, marks=pytest.mark.nightly) for page in SHELL],
+)
 def test_shell(page, screened, tmp_path):
     """A page's commands in order, by bash, where ``xrays`` is; /archive is ``xrays`` too."""
     script = "".join(SHELL[page])

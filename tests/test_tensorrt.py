@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,7 @@ from comit.reasons import Fail
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
-from cpu_device import CpuDevice, build  # noqa: E402
+from cpu_device import CpuDevice  # noqa: E402
 
 from comit.engine import builder  # noqa: E402
 from comit.engine import tensorrt as runtime  # noqa: E402
@@ -42,9 +41,9 @@ from comit.model.stored import load_network, to_bytes  # noqa: E402
 HERE = Machine("tensorrt", "11.4.0", "NVIDIA H200 sm_90", 13000)
 
 
-@pytest.fixture(scope="module")
-def half(tiny_model: Path) -> bytes:
-    return to_bytes(load_network(tiny_model), "fp16", "tiny")
+@pytest.fixture
+def half(tiny_half: bytes) -> bytes:
+    return tiny_half
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +57,7 @@ def rtx() -> Any:
 # Building, with the real parser and builder
 
 
+@pytest.mark.nightly
 def test_the_bundled_network_becomes_an_engine(rtx: Any) -> None:
     onnx = to_bytes(load_network(BUNDLED), "fp16", "bundled")
     plan, timing = builder.build(rtx, onnx, Options(batch_size=32))
@@ -65,7 +65,7 @@ def test_the_bundled_network_becomes_an_engine(rtx: Any) -> None:
     assert timing == b""
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_full_width_network_becomes_an_engine(rtx: Any) -> None:
     torch.manual_seed(0)
     onnx = to_bytes(COMiTNet(NetworkConfig(width=1.0)).eval(), "fp16", "full")
@@ -99,13 +99,15 @@ def test_a_float32_convolution_in_an_fp16_file_is_refused(rtx: Any, half: bytes)
         builder.build(rtx, model.SerializeToString())
 
 
-def test_progress_is_told(rtx: Any, half: bytes) -> None:
+def test_a_network_becomes_an_engine_and_progress_is_told(rtx: Any, half: bytes) -> None:
     said: list[str] = []
-    builder.build(rtx, half, Options(batch_size=4), progress=said.append)
+    plan, timing = builder.build(rtx, half, Options(batch_size=4), progress=said.append)
+    assert len(plan) > len(half) * 0.5  # its weights are in it
+    assert timing == b""
     assert any("optimi" in line.lower() for line in said)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command_writes_an_engine_and_its_card_and_keeps_it(
     rtx: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,22 +384,21 @@ def test_an_fp16_engine_that_computes_in_float32_is_refused(
         runtime.TensorRtEngine(half, batch_size=2, cache=tmp_path)
 
 
-def test_an_fp32_file_is_exported_as_fp16_unless_fp32_is_asked_for(
+def test_an_fp32_file_gives_an_fp32_engine_when_asked(
     gpu: list[int], tiny_model: Path, tmp_path: Path
 ) -> None:
     content = tiny_model.read_bytes()
-    assert runtime.TensorRtEngine(content, batch_size=2, cache=tmp_path).precision == "fp16"
     full = runtime.TensorRtEngine(content, precision="fp32", batch_size=2, cache=tmp_path)
     assert full.precision == "fp32"
 
 
-def test_an_engine_that_is_kept_needs_no_pytorch(
+def test_an_fp32_file_becomes_fp16_once_and_what_is_kept_needs_no_pytorch(
     gpu: list[int], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(2):
         engine = runtime.TensorRtEngine(tiny_model.read_bytes(), batch_size=2, cache=tmp_path)
         assert engine.precision == "fp16"
-        monkeypatch.setitem(sys.modules, "comit.export.to_onnx", None)
+        monkeypatch.setitem(sys.modules, "comit.model.stored", None)
     assert gpu == [0]
 
 
@@ -409,7 +410,7 @@ def test_an_fp16_file_gives_no_fp32_engine(gpu: list[int], half: bytes, tmp_path
 def test_without_pytorch_an_fp32_file_is_refused_in_one_line(
     gpu: list[int], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "comit.export.to_onnx", None)
+    monkeypatch.setitem(sys.modules, "comit.model.stored", None)
     with pytest.raises(UsageError, match="--precision fp16` where") as error:
         runtime.TensorRtEngine(tiny_model.read_bytes(), cache=tmp_path)
     assert "\n" not in str(error.value)
@@ -448,11 +449,9 @@ def test_other_shapes_are_refused(gpu: list[int], half: bytes, tmp_path: Path) -
 
 
 @pytest.fixture
-def kernels(gpu: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CpuDevice:
+def kernels(gpu: list[int], kernels_library: Any, monkeypatch: pytest.MonkeyPatch) -> CpuDevice:
     """The stand-ins, with a device that has the kernels."""
-    if not shutil.which("g++"):
-        pytest.skip("g++ is not here")
-    device = CpuDevice(build(tmp_path / "kernels.so"))
+    device = CpuDevice(kernels_library)
     monkeypatch.setattr(runtime, "open_device", lambda name: device)
     return device
 
