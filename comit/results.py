@@ -225,9 +225,14 @@ def batches(
                     end = start + len(table)
                     if rows is not None:
                         first, last = np.searchsorted(rows, [start, end])
-                        table = table.take(rows[first:last] - start)
+                        table = _taken(table, rows[first:last] - start)
                     start = end
                     yield _typed(path, table, wanted, kinds)
+
+
+def _taken(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """Rows of a table by their ascending numbers; not copied where none is left out."""
+    return table if len(rows) == len(table) else table.take(rows)
 
 
 def _opened(

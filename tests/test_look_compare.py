@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from comit.cli import main
 from comit.errors import ItemError, UsageError
 from comit.look import compare as module
+from comit.look import overlap
 from comit.look.compare import compare
 from comit.look.overlap import ious
 from comit.masks import decode_mask, encode, iou
@@ -127,7 +128,7 @@ def test_the_overlap_of_runs_is_that_of_the_masks(seed):
 def test_rows_are_joined_by_id_in_whatever_order_and_files_they_are(tmp_path, order, monkeypatch):
     rng = np.random.default_rng(3)
     monkeypatch.setattr(module, "HELD", 16)
-    monkeypatch.setattr(module, "TOGETHER", 5)
+    monkeypatch.setattr(overlap, "TOGETHER", 5)
     masks = encode(np.stack([drawn(rng) for _ in range(120)]))
     a = [rf.ok(f"{i:03}") | {"lung_rle": masks[i]} for i in range(100)]
     b = [rf.ok(f"{i:03}") | {"lung_rle": masks[i + 20]} for i in range(50, 150) if i < 100]

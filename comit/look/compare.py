@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 FLAGS = ("flag_unhealthy", "flag_covid")
 MASKS = ("lung_rle", "disease_rle")
-HELD = 8_192  # rows whose masks are in memory, some 1 kB each,
-TOGETHER = 256  # and of which the overlaps are found at once: their runs stay in the cache
+HELD = 8_192  # rows whose masks are in memory, some 1 kB each
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def _said(ious: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _paired(a: Path, b: Path, partners: NDArray[np.int64]) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Masks of rows that belong together, :data:`TOGETHER` at a time.
+    """Masks of rows that belong together, at most :data:`HELD` at a time.
 
     ``a`` is read once. ``b`` is read once where its rows have the same order; else again for every
     :data:`HELD` rows of a, as far as these have partners in its row groups.
@@ -160,13 +159,14 @@ def _paired(a: Path, b: Path, partners: NDArray[np.int64]) -> Iterator[tuple[pa.
         wanted = np.sort(of[of >= 0])
         if not len(wanted):
             continue
-        x = table.take(np.argsort(of)[-len(wanted) :])  # in the order of b
+        x = table  # in the order of b
+        if not np.array_equal(of, wanted):
+            x = table.take(np.argsort(of)[-len(wanted) :])
         y = pa.concat_tables([x.slice(0, 0), *batches(b, columns, rows=wanted)])
         heap.trim()  # what reading took
         if not x["row_id"].equals(y["row_id"]):
             raise UsageError(f"{a} or {b} changed while it was read; compare them again")
-        for start in range(0, len(x), TOGETHER):
-            yield x.slice(start, TOGETHER), y.slice(start, TOGETHER)
+        yield x, y
 
 
 def lines(c: Comparison) -> list[str]:

@@ -1,8 +1,9 @@
 """Intersection over union of many masks at once, from their runs: no mask is drawn.
 
-The runs of a batch lie end to end on one line, mask after mask, each :data:`AREA` pixels long. The
-pixels of A before a point of that line are a piecewise linear function of the point, so what A
-shares with an interval of B is the difference of this function at the interval's ends.
+The runs of a batch lie end to end on one line, mask after mask, each :data:`AREA` pixels long. An
+edge is a point of that line where a mask begins or ends. Of two masks, the pixels that only one of
+them has begin and end at the edges of both, in turns: |A xor B| is summed over the edges, sorted,
+and |A and B| = (|A| + |B| - |A xor B|) / 2.
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ if TYPE_CHECKING:
 AREA = SIZE**2
 EMPTY = "PPa1"  # COCO's counts of a mask without a pixel: one run of AREA
 PARTS = 6  # characters of a length at most, as in comit.masks
-Lengths = NDArray[np.signedinteger[Any]]
+TOGETHER = 1024  # masks of which the runs are found at once: they stay in the cache
+Numbers = NDArray[np.signedinteger[Any]]
 
 
-class Runs(NamedTuple):
-    """Runs of masks end to end: of each first the background, then in turns."""
+class Edges(NamedTuple):
+    """Where N masks begin and end, each an even number of times."""
 
-    lengths: Lengths  # (M,) pixels
-    ends: Lengths  # (M,) where they end on the line
-    inside: NDArray[np.bool_]  # (M,) whether they are of the mask
-    first: NDArray[np.int64]  # (N,) of each mask the index of its first run
+    places: Numbers  # (M,) pixels from the beginning of the line, ascending
+    first: NDArray[np.int64]  # (N + 1,) of each mask the index of its first edge, and M
 
 
 def ious(a: pa.StructArray, b: pa.StructArray) -> NDArray[np.float64]:
@@ -40,29 +40,41 @@ def ious(a: pa.StructArray, b: pa.StructArray) -> NDArray[np.float64]:
     import pyarrow.compute as pc
 
     x, y = _counts(a), _counts(b)
-    differ = np.asarray(pc.not_equal(x, y))
-    found = np.empty(len(differ))
-    _, are = runs(x.filter(~differ))
-    found[~differ] = np.where(are, 1.0, np.nan)
-    (left, one), (right, other) = runs(x.filter(differ)), runs(y.filter(differ))
-    found[differ] = np.where(one & other, _ious(left, right), np.nan)
+    differ = pc.not_equal(x, y).to_numpy(zero_copy_only=False)
+    found = np.empty(len(x))
+    for start in range(0, len(x), TOGETHER):
+        part = slice(start, start + TOGETHER)
+        found[part] = _ious(x[part], y[part], differ[part])
     return found
 
 
-def _ious(a: Runs, b: Runs) -> NDArray[np.float64]:
-    if not len(a.first):
-        return np.empty(0)
-    before = np.cumsum(a.lengths * a.inside, dtype=a.lengths.dtype)  # pixels of A up to an end
-    at = np.interp(b.ends, a.ends, before)  # exact: slopes are 0 or 1
-    at[1:] -= at[:-1].copy()
-    shared = np.add.reduceat(at * b.inside, b.first)
-    areas = [np.add.reduceat(r.lengths * r.inside, r.first) for r in (a, b)]
-    union = areas[0] + areas[1] - shared
-    return np.asarray(np.divide(shared, union, out=np.ones(len(union)), where=union > 0))
+def _ious(x: pa.StringArray, y: pa.StringArray, differ: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """IoU by counts, and where these differ."""
+    found = np.ones(len(differ))
+    if not differ.all():  # the same mask twice, if it is one
+        _, masks = edges(x.filter(~differ))
+        found[~differ] = np.where(masks, 1.0, np.nan)
+    if differ.any():
+        (p, one), (q, other) = edges(x.filter(differ)), edges(y.filter(differ))
+        merged = np.concatenate([p.places, q.places])
+        merged.sort(kind="stable")  # of two sorted parts: their merging
+        apart = _areas(Edges(merged, p.first + q.first))
+        areas = _areas(p) + _areas(q)
+        union = (areas + apart) / 2
+        shared = np.divide((areas - apart) / 2, union, out=np.ones(len(union)), where=union > 0)
+        found[differ] = np.where(one & other, shared, np.nan)
+    return found
 
 
-def runs(counts: pa.StringArray) -> tuple[Runs, NDArray[np.bool_]]:
-    """Runs of N of COCO's compressed counts, and (N,) which are those of a mask.
+def _areas(e: Edges) -> Numbers:
+    """(N,) pixels between the first edge and the second, the third and the fourth and so on."""
+    before = np.zeros(len(e.places) // 2 + 1, e.places.dtype)
+    np.cumsum(e.places[1::2] - e.places[::2], out=before[1:])
+    return np.diff(before[e.first // 2])
+
+
+def edges(counts: pa.StringArray) -> tuple[Edges, NDArray[np.bool_]]:
+    """Edges of N of COCO's compressed counts, and (N,) which counts are those of a mask.
 
     They are read as :func:`comit.masks.decode_mask` reads them. An empty mask takes the place of
     what is none.
@@ -70,17 +82,14 @@ def runs(counts: pa.StringArray) -> tuple[Runs, NDArray[np.bool_]]:
     import pyarrow.compute as pc
 
     masks = np.ones(len(counts), np.bool_)
-    while not isinstance(found := _parsed(counts), Runs):
+    while not isinstance(found := _parsed(counts), Edges):
         masks &= ~found
         counts = pc.if_else(found, EMPTY, counts)
     return found, masks
 
 
-def _parsed(counts: pa.StringArray) -> Runs | NDArray[np.bool_]:
-    """Runs; or (N,) which counts are none of a mask, as far as the first check finds some."""
-    if not len(counts):
-        none = np.empty(0, np.int64)
-        return Runs(none, none, none > 0, none)
+def _parsed(counts: pa.StringArray) -> Edges | NDArray[np.bool_]:
+    """Edges; or (N,) which counts are none of a mask, as far as the first check finds some."""
     characters, offsets = _bytes(counts)
     starts, stops = offsets[:-1], offsets[1:]
     wrong: NDArray[np.bool_] = starts == stops
@@ -103,58 +112,50 @@ def _parsed(counts: pa.StringArray) -> Runs | NDArray[np.bool_]:
     first = np.searchsorted(ends, starts)
     # Sums over one mask fit: its counts hold no more lengths than characters.
     longest = max(len(counts), int((stops - starts).max()))
-    kind = np.int32 if longest * AREA < 2**31 else np.int64
-    steps: Lengths = short[ends].astype(kind)
+    kind, unsigned = (np.int32, np.uint32) if longest * AREA < 2**31 else (np.int64, np.uint64)
+    steps: Numbers = short[ends].astype(kind)
     long = np.flatnonzero((more[:-2] & more[1:-1]) > more[2:]) + 2
     value, going = signed[long].astype(np.int32), np.ones(len(long), np.bool_)
     for back in range(1, PARTS):
         going &= more.take(long - back, mode="wrap")  # the last of all is no more
         value[going] = (value[going] << 5) | low[long[going] - back]
-    going &= more.take(long - PARTS, mode="wrap")
-    value[going] = AREA + 1
     steps[np.searchsorted(ends, long)] = value
-    if (wrong := _outside(steps, -AREA, first)).any():
+    going &= more.take(long - PARTS, mode="wrap")
+    beyond = long[going | (np.abs(value) > AREA)]
+    if len(beyond):
+        wrong[np.searchsorted(stops, beyond, "right")] = True
         return wrong
 
     # From the fourth length on each is the difference to the one two before: two sums, in turns.
-    sums = np.empty_like(steps)
-    for turn in (sums[::2], steps[::2]), (sums[1::2], steps[1::2]):
+    lengths = np.empty_like(steps)
+    for turn in (lengths[::2], steps[::2]), (lengths[1::2], steps[1::2]):
         np.cumsum(turn[1], out=turn[0])
     count = np.diff(first, append=len(ends))
     even = (first + count + 1) // 2 - (first + 1) // 2  # of them at even places
-    own, other = sums[first], np.where(first > 0, sums[first - 1], 0)
+    own, other = lengths[first], np.where(first > 0, lengths[first - 1], 0)
     odd = first % 2 == 1
-    sums[::2] -= np.repeat(np.where(odd, other, own), even)
-    sums[1::2] -= np.repeat(np.where(odd, own, other), count - even)
-    sums[first] = steps[first]
-    if (wrong := _outside(sums, 0, first)).any():
-        return wrong
-    line: Lengths = np.cumsum(sums, dtype=kind)
-    wrong = np.diff(line[first + count - 1], prepend=0) != AREA
+    lengths[::2] -= np.repeat(np.where(odd, other, own), even)
+    lengths[1::2] -= np.repeat(np.where(odd, own, other), count - even)
+    lengths[first] = steps[first]
+    if lengths.view(unsigned).max() > AREA:  # or less than 0
+        return np.asarray(np.maximum.reduceat(lengths.view(unsigned), first) > AREA)
+    line: Numbers = np.cumsum(lengths, dtype=kind)
+    last = first + count - 1
+    wrong = np.diff(line[last], prepend=0) != AREA
     if wrong.any():
         return wrong
-    inside = np.repeat(~odd, count)
-    inside[::2] ^= True
-    return Runs(sums, line, inside, first)
-
-
-def _outside(values: Lengths, least: int, first: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(N,) whether any value of a mask is not from ``least`` to AREA."""
-    if least <= values.min() and values.max() <= AREA:
-        return np.zeros(len(first), np.bool_)
-    return np.asarray(
-        (np.minimum.reduceat(values, first) < least) | (np.maximum.reduceat(values, first) > AREA)
-    )
+    # Each run ends at an edge but a last one outside the mask, which the end of its line cuts off.
+    cut = count % 2 == 1
+    places = np.delete(line, last[cut])
+    return Edges(places, np.concatenate([[0], np.cumsum(count - cut)]))
 
 
 def _counts(masks: pa.StructArray) -> pa.StringArray:
     """Their counts; empty, which is no mask, where the size is another or there are none."""
     import pyarrow.compute as pc
 
-    counts, size = (
-        pc.fill_null(pc.struct_field(masks, "counts"), ""),
-        pc.struct_field(masks, "size"),
-    )
+    counts, size = (pc.struct_field(masks, name) for name in ("counts", "size"))
+    counts = pc.fill_null(counts, "")
     sides = np.asarray(size.flatten().fill_null(0))
     lengths = np.asarray(pc.fill_null(pc.list_value_length(size), 0))
     if (lengths == 2).all() and (sides == SIZE).all():
