@@ -309,7 +309,7 @@ def gpu(out: Path, batch_sizes: tuple[int, ...], **given: Any) -> None:
 @bench.command()
 @click.argument("results", type=PATH)
 @click.option("--images", type=PATH, help="As in comit report.")
-@click.option("--rows", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option("--rows", type=click.IntRange(1), default=100_000, show_default=True)
 @click.option("--top", type=click.IntRange(0), default=200, show_default=True)
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
 @JSON

@@ -47,24 +47,43 @@ class Opening:
 def measure(results: Path, images: Path | None, rows: int, top: int, repeat: int) -> list[Opening]:
     """Opens a report of ``rows`` rows, those of ``results`` in turn, ``repeat`` times.
 
-    Raises UsageError, MissingExtra without selenium.
+    Rows again have paths and UIDs of their own and half the score, so pictures are of the first
+    ones. Raises UsageError, MissingExtra without selenium.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from comit.look.report import write_report
-    from comit.results import read
+    from comit.results import SCORES, UIDS, read
 
     table = read(results)
     if not len(table):
         raise UsageError(f"{results} has no rows")
-    repeated = table.take(list(islice(cycle(range(len(table))), rows)))
-    ids = pa.array([f"{i:08}" for i in range(rows)])
+    many = table.take(list(islice(cycle(range(len(table))), rows)))
+    ids = pa.array([f"{i:032}" for i in range(rows)])
+    again = pa.array([i >= len(table) for i in range(rows)])
+    changed = {
+        "row_id": ids,
+        "path": pc.if_else(
+            again, pc.binary_join_element_wise(ids, many["path"], "/"), many["path"]
+        ),
+        **{
+            n: pc.if_else(again, pc.multiply(many[n], pa.scalar(0.5, "float32")), many[n])
+            for n in SCORES
+        },
+        **{
+            n: pc.if_else(again, pc.binary_join_element_wise(many[n], ids, "."), many[n])
+            for n in UIDS
+        },
+    }
+    for name, column in changed.items():
+        many = many.set_column(many.schema.get_field_index(name), name, column)
     found = []
     with tempfile.TemporaryDirectory(prefix="comit-bench-") as folder:
-        many, page = Path(folder) / "many.parquet", Path(folder) / "report.html"
-        pq.write_table(repeated.set_column(0, "row_id", ids), many)
-        write_report(many, images, page, top=top)
+        file, page = Path(folder) / "many.parquet", Path(folder) / "report.html"
+        pq.write_table(many, file)
+        write_report(file, images, page, top=top)
         for number in range(repeat):
             browser = chromium(Path(folder) / f"profile{number}")
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 
+import pyarrow as pa
 import pytest
 import resultfiles as rf
 from click.testing import CliRunner
@@ -59,9 +60,43 @@ def test_values_are_plain_text(tmp_path):
     assert found["study_instance_uid"] == ""
 
 
-def test_a_row_without_the_score_comes_after_those_that_have_it():
-    rows = [{"s": None}, {"s": float("nan")}, {"s": 0.0}, {"s": 1.0}]
-    assert triage(rows, "s") == [rows[3], rows[2], rows[0], rows[1]]
+def test_the_order_is_by_score_then_by_what_went_wrong():
+    table = pa.table(
+        {
+            "s": [None, 0.2, 0.0, 1.0, 0.2, None, float("nan"), None, 0.9, None],
+            "status": [
+                "ok",
+                "ok",
+                "ok",
+                "ok",
+                "ok",
+                "skipped",
+                "ok",
+                "failed",
+                "failed",
+                "skipped",
+            ],
+            "reason": [*[None] * 5, "view", "not_a_chest", "empty", "blank", "not_a_chest"],
+        }
+    )
+    order = triage(table, "s")
+    assert order.ok.tolist() == [3, 1, 4, 2, 0, 6]
+    assert [part.tolist() for part in order[1:]] == [[7, 8], [9], [5]]
+
+
+def test_what_the_gate_rejected_is_listed_last_with_its_score(tmp_path):
+    rows = [
+        rf.unscored("hand", "skipped", "not_a_chest", score_chest=0.03),
+        rf.unscored("broken", "failed", "truncated"),
+        rf.unscored("side", "skipped", "view"),
+        rf.ok("a", score_chest=0.97),
+    ]
+    found = [(r["row_id"], r["reason"], r["score_chest"]) for r in listed(tmp_path, rows)]
+    assert found == [
+        ("a", "", "0.97"),
+        ("broken", "truncated", ""),
+        ("hand", "not_a_chest", "0.03"),
+    ]
 
 
 FORMULAS = ["=cmd()", "+1", "-1+2", "@SUM(A1)", "\tx", "\rx", " =1", "\n=1", "\ufeff=1", "＝1"]  # noqa: RUF001

@@ -10,14 +10,15 @@ import base64
 import hashlib
 import json
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from comit import __version__
@@ -28,7 +29,7 @@ from comit.look.output import Made, refuse_input, write
 from comit.look.picture import RAMP, Pictures, masks, outline
 from comit.look.worklist import triage
 from comit.reasons import Caution, Fail, Skip
-from comit.results import CHEST, SCORES, provenance, read
+from comit.results import CHEST, SCORES, batches, provenance, read
 
 if TYPE_CHECKING:
     from comit.look.heat import Heat
@@ -51,9 +52,21 @@ COLUMNS = (  # of the table, in the order in which the page gets them
     "voi",
     "sop_instance_uid",
 )
-NOT_A_CHEST = str(Skip.NOT_A_CHEST)
+PICTURED = (  # what drawing needs beside
+    "row_id",
+    "path",
+    "status",
+    "rows",
+    "cols",
+    "sop_instance_uid",
+    "file_crc32",
+    "lung_rle",
+    "disease_rle",
+)
 LONGEST = 640  # pixels of a picture's longer side
 BINS = 40
+FEW = 4  # rows that share a value, in the mean, where a column is written by its distinct values;
+PIECE = 2048  # rows of a piece of another column: what is parsed to show one of them
 
 
 def write_report(
@@ -80,35 +93,43 @@ def write_report(
     columns = list(dict.fromkeys((*COLUMNS, *extra)))
     table = read(results, columns)
     refuse_input(out, results)
-    said = provenance(table)
-    rows = triage(table.to_pylist(), by)
+    said, order = provenance(table), triage(table, by)
     shown: dict[int, dict[str, str]] = {}
     made = Made([out])
+    places = np.concatenate(order)
     if top:
         found, heat = Pictures(images, said), _heat(model, said, console)
-        runs = read(results, ("row_id", "file_crc32", "lung_rle", "disease_rle"))
-        place = {row_id: i for i, row_id in enumerate(runs["row_id"].to_pylist())}
-        first = [(i, row) for i, row in enumerate(rows[:top]) if row["status"] == "ok"]
-        first += [(i, row) for i, row in enumerate(rows) if row["reason"] == NOT_A_CHEST][:top]
+        rejected = len(order.ok) + len(order.failed)  # of these the first, on the page
+        first = [*range(len(order.ok[:top]))]
+        first += range(rejected, rejected + len(order.rejected[:top]))
+        rows = _rows(results, places[first])
         with found as pictures, console.progress("drawing", len(first)) as step:
-            for i, row in first:
+            for i in first:
                 step()
-                (of_row,) = runs.slice(place[row["row_id"]], 1).to_pylist()
+                row = rows[places[i]]
                 try:
-                    shown[i] = _picture(pictures, row | of_row, heat)
+                    shown[i] = _picture(pictures, row, heat)
                 except ItemError as error:
                     made.failed(row, error)
     data = {
-        "summary": summary(rows, said, _run(run)),
+        "summary": summary(table, said, _run(run)),
         "by": by,
+        "rows": len(table),
+        "piece": PIECE,
         "heat": any("heat" in picture for picture in shown.values()),
         "ramp": RAMP,
         "columns": columns,
-        "rows": [[_plain(row[c]) for c in columns] for row in rows],
         "meanings": {str(c): c.meaning for c in (*Skip, *Fail, *Caution)},
     }
-    write(out, page(data, shown).encode())
+    write(out, page(data, table.take(places), shown).encode())
     return made
+
+
+def _rows(results: Path, places: NDArray[np.int64]) -> dict[int, dict[str, Any]]:
+    """What pictures need of the rows at these places."""
+    places = np.sort(places)
+    found = (r for t in batches(results, PICTURED, rows=places) for r in t.to_pylist())
+    return dict(zip(places.tolist(), found, strict=True))
 
 
 def _heat(model: Path | None, said: dict[str, Any], console: Console) -> Heat | None:
@@ -145,48 +166,80 @@ def _jpeg(grey: NDArray[np.uint8]) -> str:
     return base64.b64encode(encoded.tobytes()).decode()
 
 
-def summary(
-    rows: list[dict[str, Any]], said: dict[str, Any], run: dict[str, Any] | None
-) -> dict[str, Any]:
+def summary(table: pa.Table, said: dict[str, Any], run: dict[str, Any] | None) -> dict[str, Any]:
     """Counts, histograms of :data:`BINS` bins over [0, 1] with their thresholds, provenance."""
     thresholds = said.get("thresholds") or {}
     histograms = []
-    known = any(row[CHEST] is not None for row in rows)
-    for name in (*SCORES, CHEST) if known else SCORES:
-        counts = [0] * BINS
-        for row in rows:
-            value = row[name]
-            if value is not None and math.isfinite(value):
-                counts[min(BINS - 1, max(0, int(value * BINS)))] += 1
+    has_gate = table[CHEST].null_count < len(table)
+    for name in (*SCORES, CHEST) if has_gate else SCORES:
+        values = np.asarray(pc.drop_null(table[name]))
+        bins = np.clip((values * BINS).astype(np.int64), 0, BINS - 1)
+        counts = np.bincount(bins, minlength=BINS).tolist()
         threshold = thresholds.get(name.removeprefix("score_"))
         above = "kept" if name == CHEST else "flagged"
         found = {"name": name, "counts": counts, "threshold": threshold, "above": above}
         histograms.append(found)
+    flagged = {n: pc.fill_null(table[f"flag_{n}"], False) for n in ("unhealthy", "covid")}
+    flagged["either"] = pc.or_(*flagged.values())
     facts = {k: str(v) for k, v in said.items() if k != "thresholds" and v is not None}
     if run:
         rate, screened, seconds = (run.get(k) for k in ("images_per_second", "screened", "seconds"))
         facts["throughput"] = f"{rate} images/s: {screened} in {seconds} s"
         facts["device"] = str((run.get("engine") or {}).get("device"))
     return {
-        "rows": len(rows),
-        "status": dict(Counter(r["status"] for r in rows)),
-        "reasons": Counter(r["reason"] for r in rows if r["reason"]).most_common(),
-        "warnings": Counter(w for r in rows for w in r["warnings"] or ()).most_common(),
-        "flagged": {n: sum(bool(r[f"flag_{n}"]) for r in rows) for n in ("unhealthy", "covid")},
+        "rows": len(table),
+        "status": dict(_counted(table["status"])),
+        "reasons": _counted(table["reason"]),
+        "warnings": _counted(pc.list_flatten(table["warnings"])),
+        "flagged": {n: pc.sum(flags).as_py() or 0 for n, flags in flagged.items()},
         "histograms": histograms,
         "facts": facts,
         "written_by": __version__,
     }
 
 
-def page(data: dict[str, Any], shown: dict[int, dict[str, str]]) -> str:
-    """The page; its two blocks of JSON hold no character that could end them."""
+def _counted(column: pa.ChunkedArray) -> list[tuple[str, int]]:
+    """How often each value is there, the most frequent first."""
+    counts = ((c["values"], c["counts"]) for c in pc.value_counts(column).to_pylist())
+    return sorted(((v, n) for v, n in counts if v is not None), key=lambda c: (-c[1], c[0]))
+
+
+def page(data: dict[str, Any], table: pa.Table, shown: dict[int, dict[str, str]]) -> str:
+    """The page; no block of JSON in it holds a character that could end it."""
     template = files("comit.look").joinpath("report.html").read_text(encoding="utf-8")
     script = template.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    head, rest = template.replace("SCRIPT-HASH", digest).split("/*DATA*/")
-    middle, tail = rest.split("/*PICTURES*/")
-    return "".join((head, _json(data), middle, _json(shown), tail))
+    head, rest = template.replace("SCRIPT-HASH", digest).split("<!--DATA-->")
+    blocks = [_block("data", data)]
+    # Each apart, so that one is parsed when it is looked at.
+    for i, column in enumerate(table.columns):
+        blocks += [_block(f"column{i}{part}", value) for part, value in _column(column)]
+    blocks += [_block(f"picture{i}", picture) for i, picture in shown.items()]
+    return "".join((head, *blocks, rest))
+
+
+def _block(name: str, value: Any) -> str:
+    return f'<script type="application/json" id="{name}">{_json(value)}</script>\n'
+
+
+def _column(column: pa.ChunkedArray) -> Iterator[tuple[str, Any]]:
+    """A column as the page reads it, in one part or in pieces of :data:`PIECE` rows.
+
+    Numbers of 32 bits are {"float32": base64}, null being NaN; what many rows share is {"values":
+    [...], "at": [...]}, by its place among the distinct values; all else lists, -0, -1 and so on.
+    """
+    if pa.types.is_float32(column.type):
+        numbers = column.combine_chunks().to_numpy(zero_copy_only=False).astype("<f4")
+        yield "", {"float32": base64.b64encode(numbers.tobytes()).decode()}
+        return
+    values = [_plain(v) for v in column.to_pylist()]
+    keys = [tuple(v) if isinstance(v, list) else v for v in values]
+    distinct = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    if len(distinct) * FEW <= len(keys):
+        yield "", {"values": list(distinct), "at": [distinct[key] for key in keys]}
+        return
+    for piece, start in enumerate(range(0, len(values), PIECE)):
+        yield f"-{piece}", values[start : start + PIECE]
 
 
 def _json(value: Any) -> str:

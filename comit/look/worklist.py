@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from comit.console import printable
 from comit.errors import UsageError
 from comit.look.output import refuse_input
 from comit.reasons import Skip
 from comit.results import read
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
 
 SCORES = ("score_unhealthy", "score_covid", "score_other", "disease_fraction")
 COLUMNS = (
@@ -35,15 +39,32 @@ COLUMNS = (
 )
 
 
-def triage(rows: list[dict[str, Any]], by: str = "score_unhealthy") -> list[dict[str, Any]]:
-    """Rows with a value of ``by``, highest first; then the others. Ties stay in file order."""
+class Order(NamedTuple):
+    """Rows in the order in which to read them, by their places in a table."""
 
-    def key(row: dict[str, Any]) -> tuple[bool, float]:
-        value = row[by]
-        missing = value is None or math.isnan(value)
-        return missing, 0.0 if missing else -value
+    ok: NDArray[np.int64]  # by descending score; those without it come last
+    failed: NDArray[np.int64]
+    rejected: NDArray[np.int64]  # by the gate, for no chest; somebody has to look at these too
+    skipped: NDArray[np.int64]  # all others
 
-    return sorted(rows, key=key)
+
+def triage(table: pa.Table, by: str = "score_unhealthy") -> Order:
+    """Sorts rows with ``status``, ``reason`` and ``by``; ties stay in the order of the table."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    def places(said: pa.ChunkedArray) -> NDArray[np.int64]:
+        return np.flatnonzero(pc.fill_null(said, False))
+
+    status = table["status"]
+    is_rejected = pc.and_(
+        pc.equal(status, "skipped"), pc.equal(table["reason"], str(Skip.NOT_A_CHEST))
+    )
+    ok, failed = (places(pc.equal(status, s)) for s in ("ok", "failed"))
+    rejected = places(is_rejected)
+    others = np.setdiff1d(np.arange(len(table)), np.concatenate([ok, failed, rejected]))
+    values = np.asarray(table[by].cast("float64"))[ok]  # null is NaN, which sorts last
+    return Order(ok[np.argsort(-values, kind="stable")], failed, rejected, others)
 
 
 def worklist(
@@ -55,18 +76,20 @@ def worklist(
     took for no chest, which somebody has to look at too; what else was skipped is left out.
     ``extra`` are columns of the manifest. The CSV is UTF-8 with a byte order mark.
     """
+    import numpy as np
+
     columns = list(dict.fromkeys((*COLUMNS, *extra)))
-    rows = read(results, columns).to_pylist()
+    table = read(results, columns)
     refuse_input(out, results)
-    ok = triage([r for r in rows if r["status"] == "ok"], by)
-    listed = ok + [r for r in rows if r["status"] == "failed"]
-    listed += [r for r in rows if r["reason"] == str(Skip.NOT_A_CHEST)]
+    order = triage(table, by)
+    listed = table.take(np.concatenate([order.ok, order.failed, order.rejected]))
     try:
         # With the mark Excel knows UTF-8, and without it shows names garbled.
         with out.open("w", newline="", encoding="utf-8-sig") as file:
             writer = csv.writer(file)
             writer.writerow(["rank", *(inert(c) for c in columns)])
-            for rank, row in enumerate(listed, start=1):
+            rows = (row for b in listed.to_batches(1024) for row in b.to_pylist())
+            for rank, row in enumerate(rows, start=1):
                 writer.writerow([rank, *(cell(row[c]) for c in columns)])
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}") from error
