@@ -431,6 +431,26 @@ def test_a_fused_network_is_the_same_network(tiny_model, images):
         on_gpu(plain.network, torch.float32, cpu, "other")
 
 
+SIGNALLED = """
+import os, signal, sys, threading
+from comit.engine import load_model
+
+signal.signal(signal.SIGUSR1, lambda number, frame: print("handled"))
+engines = [load_model(sys.argv[1], "openvino")]
+thread = threading.Thread(target=engines.clear)
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_signal_after_openvino_has_gone_in_another_thread_is_handled(tiny_model):
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", SIGNALLED, str(tiny_model)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_openvino_neither_reports_nor_leaves_files(tmp_path):
     """Its telemetry would write ~/intel and connect from a forked process, at import."""
     require("openvino")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from queue import SimpleQueue
 from typing import Any
@@ -37,6 +38,21 @@ class OpenVinoEngine(Engine):
         batch_size: int | None = None,
         threads: int | None = None,
         lanes: int | None = None,
+    ) -> None:
+        # The plugin gives the thread that makes it a signal stack of its own, and when it goes
+        # unmaps it without asking that thread (2026.4): the next signal in it, such as Ctrl-C,
+        # would end the process. So a thread makes it that ends at once.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(self._load, model, device, precision, batch_size, threads, lanes).result()
+
+    def _load(
+        self,
+        model: bytes,
+        device: str,
+        precision: str,
+        batch_size: int | None,
+        threads: int | None,
+        lanes: int | None,
     ) -> None:
         ov = import_openvino()
         modelfile.check(model)
