@@ -9,9 +9,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import resultfiles as rf
+from click.testing import CliRunner
 
+from comit.cli import main
+from comit.console import Console
 from comit.errors import ItemError, UsageError
 from comit.look.picture import (
     DISEASE,
@@ -25,7 +30,10 @@ from comit.look.picture import (
     outline,
     to_picture,
 )
+from comit.options import Options
 from comit.reasons import Fail
+from comit.results import provenance, read
+from comit.screening import screen
 
 FOUND = Masks(rf.LUNGS, rf.DISEASE)
 
@@ -53,14 +61,99 @@ def test_the_results_name_the_folder_where_nobody_else_does(tmp_path):
     with pytest.raises(UsageError, match="give --images"):
         Pictures(None, {})
     with pytest.raises(UsageError, match="nowhere is not a folder"):
+        Pictures(None, {"root": str(tmp_path / "nowhere")})
+    with pytest.raises(UsageError, match="nowhere does not exist"):
         Pictures(tmp_path / "nowhere", {})
 
 
-def test_absolute_paths_of_a_manifest_are_found_below_the_root_of_all(tmp_path):
+def test_a_manifest_stands_for_the_folder_in_which_its_paths_begin(tmp_path):
     rf.draw(tmp_path / "a.png")
-    row = rf.ok("a", str((tmp_path / "a.png").resolve()))
-    assert shown(Path("/"), row).any()
-    assert refused(tmp_path, rf.ok("a", "/etc/passwd")) is Fail.VANISHED
+    (tmp_path / "m.csv").write_text("id,path\n1,a.png\n")
+    table = pa.table({"path": ["a.png"]})
+    pq.write_table(table, tmp_path / "m.parquet")
+    pq.write_table(table, tmp_path / "manifest")  # Parquet by its content
+    for name in ("m.csv", "m.parquet", "manifest"):
+        assert shown(tmp_path / name, rf.ok("a")).any()
+    (tmp_path / "no.csv").write_text("id,file\n1,a.png\n")
+    with pytest.raises(UsageError, match=r"no\.csv has no column 'path'"):
+        Pictures(tmp_path / "no.csv", {})
+    results = rf.write(tmp_path / "r.parquet", [rf.ok("a")], comit_run_id="0")
+    with pytest.raises(UsageError, match=r"r\.parquet holds results of comit"):
+        Pictures(results, {})
+
+
+def elsewhere(tmp_path) -> tuple[Path, Path, int]:
+    """An empty folder, a picture outside it and its CRC-32."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    rf.draw(tmp_path / "a.png")
+    return inside, tmp_path / "a.png", zlib.crc32((tmp_path / "a.png").read_bytes())
+
+
+def test_an_absolute_path_is_shown_if_the_row_has_the_files_checksum(tmp_path):
+    inside, file, crc32 = elsewhere(tmp_path)
+    assert shown(inside, rf.ok("a", str(file), file_crc32=crc32)).any()
+    assert shown(Path("/"), rf.ok("a", str(file))).any()  # below a root as any other
+    assert refused(inside, rf.ok("a", str(file), file_crc32=crc32 ^ 1)) is Fail.CHANGED
+    assert refused(inside, rf.ok("a", str(file))) is Fail.VANISHED
+    assert refused(inside, rf.ok("a", "/etc/passwd")) is Fail.VANISHED
+    assert refused(inside, rf.ok("a", "/etc/passwd", file_crc32=0)) is Fail.CHANGED
+    assert refused(inside, rf.ok("a", f"{file}.gone", file_crc32=crc32)) is Fail.VANISHED
+
+
+def test_a_link_out_of_the_folder_is_followed_if_the_row_has_the_files_checksum(tmp_path):
+    inside, file, crc32 = elsewhere(tmp_path)
+    (inside / "link.png").symlink_to(file)
+    (inside / "folder").symlink_to(tmp_path)
+    for path in ("link.png", "folder/a.png"):
+        assert shown(inside, rf.ok("a", path, file_crc32=crc32)).any()
+        assert refused(inside, rf.ok("a", path, file_crc32=crc32 ^ 1)) is Fail.CHANGED
+        assert refused(inside, rf.ok("a", path)) is Fail.VANISHED
+
+
+def test_no_checksum_leads_up_from_the_folder(tmp_path):
+    inside, _, crc32 = elsewhere(tmp_path)
+    (inside / "b").mkdir()
+    for path in ("../a.png", "b/../../a.png", "..\\a.png", "../inside/../a.png"):
+        assert refused(inside, rf.ok("a", path, file_crc32=crc32)) is Fail.VANISHED
+
+
+@pytest.mark.parametrize("way", ["folder", "csv", "parquet"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_what_was_screened_is_found_again(tmp_path, tiny_model, way, absolute):
+    archive = tmp_path / os.fsdecode(b"\xfcber") / "\\xff"  # one byte, and four letters
+    archive.mkdir(parents=True)
+    rf.draw(archive / "a.png")
+    (tmp_path / "lists").mkdir()
+    source = archive
+    if way != "folder":
+        # Text of a table is UTF-8, which this folder's name is not: a link leads there.
+        (tmp_path / "link").symlink_to(archive)
+        path = str(tmp_path / "link" / "a.png") if absolute else "a.png"
+        source = (tmp_path / "lists" if absolute else archive) / f"m.{way}"
+        if way == "csv":
+            source.write_text(f"path\n{path}\n")
+        else:
+            with source.open("wb") as file:  # Arrow opens names in UTF-8 alone
+                pq.write_table(pa.table({"path": [path]}), file)
+    results = tmp_path / "r.parquet"
+    options = Options(model=tiny_model, workers=1, view_policy="all")
+    screen(source, results, options, console=Console(quiet=True))
+    said, (row,) = provenance(read(results)), read(results).to_pylist()
+    assert row["status"] == "ok"
+    for root in (None, source):
+        assert shown(root, row, said).shape == (300, 260)
+
+
+def test_the_commands_take_a_manifest_and_say_so(tmp_path):
+    rf.draw(tmp_path / "a.png")
+    (tmp_path / "m.csv").write_text("path\na.png\n")
+    results = rf.write(tmp_path / "r.parquet", [rf.ok("a"), rf.ok("gone")])
+    for command, out in (("report", "r.html"), ("overlay", "o")):
+        words = [command, results, "--images", tmp_path / "m.csv", "--out", tmp_path / out]
+        done = CliRunner().invoke(main, [str(w) for w in words])
+        assert done.exit_code == 3 and "gone.png: vanished" in done.stderr
+        assert "  a.png" not in done.stderr and "screened folder or manifest?" in done.stderr
 
 
 def test_a_name_that_is_not_utf_8_is_found_as_it_is_listed(tmp_path):

@@ -18,7 +18,7 @@ RESULTS = click.argument("results", type=PATH)
 IMAGES = click.option(
     "--images",
     type=PATH,
-    help="The screened folder, or the manifest's [default: the one that the results name].",
+    help="The screened folder or manifest [default: the folder that the results name].",
 )
 OUT = click.option("--out", "-o", type=Output(path_type=Path), required=True)
 BY = click.option(
@@ -185,7 +185,7 @@ def _close(made: Made, text: str) -> None:
         _say(f"  {printable(path)}: {reason} ({meanings[reason]})")
     if made.problems:
         elsewhere = {reason for _, reason in made.problems} & {Fail.CHANGED, Fail.VANISHED}
-        advice = "; is --images the screened folder?" if elsewhere else ""
+        advice = "; is --images the screened folder or manifest?" if elsewhere else ""
         _say(f"{len(made.problems):,} rows could not be shown{advice}")
         sys.exit(3)
 

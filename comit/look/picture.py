@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -58,10 +58,12 @@ Row = Mapping[str, Any]
 class Pictures:
     """The files of rows, found under the folder they were screened from; a context manager.
 
-    ``root`` is that folder, None is the one that the results name in ``said``, their provenance.
-    Nothing outside it is opened, whatever a path says. Files are read and decoded by another
-    process, as in screening: one that crashes it, or takes too long or too much memory, costs
-    itself. Raises UsageError where there is no such folder, or the results hold no plain paths.
+    ``root`` is that folder, or the manifest that was screened; None is the folder that the results
+    name in ``said``, their provenance. A file outside it, to which an absolute path or a link
+    leads, is shown only where the row has its CRC-32: results that somebody else made show no
+    file that was not screened. Files are read and decoded by another process, as in screening: one
+    that crashes it, or takes too long or too much memory, costs itself. Raises UsageError where
+    there is no such folder or manifest, or the results hold no plain paths.
 
     Its methods raise ItemError: ``vanished`` where there is no file, ``changed`` where it is not
     the one that was screened (masks are never laid over another picture), and what decoding finds.
@@ -76,8 +78,7 @@ class Pictures:
             )
         if root is None and "root" not in said:
             raise UsageError("these results do not say where their pictures are; give --images")
-        found = [root] if root else [Path(os.fsdecode(name)) for name in names(said["root"])]
-        folder = next((f for f in found if f.is_dir()), found[0])
+        folder = _screened(root) if root else Path(os.fsdecode(_named(said["root"], os.path.isdir)))
         if not folder.is_dir():
             raise UsageError(f"{folder} is not a folder; give the screened one with --images")
         self._root = os.path.realpath(os.fsencode(folder))
@@ -124,19 +125,44 @@ class Pictures:
     def _file(self, row: Row) -> bytes:
         """The name of a row's file."""
         path = row["path"] or ""
-        for name in chain(names(path), spellings(path, lambda part: self._found(part) is not None)):
+
+        def is_there(name: bytes) -> bool:
+            return self._found(name) is not None
+
+        for name in chain(names(path), [_named(path, is_there)], spellings(path, is_there)):
             file = self._found(name)
             if file is not None and os.path.isfile(file):  # noqa: PTH113
-                return file
+                inside = file.startswith(self._root.rstrip(b"/") + b"/")
+                if inside or row["file_crc32"] is not None:  # which is compared once it is read
+                    return file
         raise ItemError(Fail.VANISHED)
 
     def _found(self, name: bytes) -> bytes | None:
-        """What there is of a name inside the folder."""
-        if b"\0" in name:
+        """What there is of a name: below the folder, or where an absolute path or a link leads."""
+        if b"\0" in name or os.path.normpath(name).split(b"/")[0] == b"..":
             return None
         file = os.path.realpath(os.path.join(self._root, name))  # noqa: PTH118
-        inside = file.startswith(self._root.rstrip(b"/") + b"/")
-        return file if inside and os.path.exists(file) else None  # noqa: PTH110
+        return file if os.path.exists(file) else None  # noqa: PTH110
+
+
+def _screened(given: Path) -> Path:
+    """The folder to which paths of results are relative, of what was screened."""
+    from comit.source.inputs import Input
+    from comit.source.manifest import Place, Table
+
+    source = Input.of(given)
+    if source.is_manifest:
+        Table(given, Place(source.root, jailed=False))  # it is one, or UsageError says why not
+    return source.root
+
+
+def _named(text: str, is_there: Callable[[bytes], bool]) -> bytes:
+    r"""The path that a text of results stands for; in each of its parts ``\xNN`` may be a byte."""
+    name = b"/" if text.startswith("/") else b""
+    for part in text.split("/"):
+        each = [os.path.join(name, form) for form in names(part)]  # noqa: PTH118
+        name = next(filter(is_there, each), each[0])
+    return name
 
 
 def _is_another(row: Row, done: Done) -> bool:
