@@ -152,3 +152,24 @@ class Console:
                 )
 
         yield say
+
+
+class Silent(Console):
+    """Says nothing; ``progress`` is called with how many are done, and of how many."""
+
+    def __init__(self, progress: Callable[[int, int], object] | None = None) -> None:
+        super().__init__(quiet=True)
+        self._progress = progress
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
+        """As :meth:`Console.progress`."""
+        done = 0
+
+        def tell(n: int = 1, earlier: bool = False) -> None:
+            nonlocal done
+            done += n
+            if self._progress is not None:
+                self._progress(done, total)
+
+        yield tell

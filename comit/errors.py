@@ -36,7 +36,10 @@ class MissingExtra(Unavailable):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs a package that is not here: pip install 'comit[{extra}]'")
-        self.extra = extra
+        self.what, self.extra = what, extra
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
+        return MissingExtra, (self.what, self.extra)
 
 
 class ModelError(UsageError):
@@ -61,5 +64,5 @@ class ItemError(Exception):
     """
 
     def __init__(self, reason: Skip | Fail | Unmade) -> None:
-        super().__init__(str(reason))
+        super().__init__(reason)
         self.reason = reason

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comit.card import OperatingPoint, read_card
 from comit.config import decoders, ring_bytes
-from comit.console import Console
+from comit.console import Console, Silent
 from comit.errors import Stopped, UsageError
 from comit.identifiers import Identifiers, read_key
 from comit.options import Options
@@ -46,6 +46,7 @@ def screen(
     out: Path | str,
     options: Options | None = None,
     *,
+    progress: Callable[[int, int], object] | None = None,
     console: Console | None = None,
     stop: threading.Event | None = None,
 ) -> Report:
@@ -54,9 +55,12 @@ def screen(
     ``source`` is a folder, an image file, or a Parquet or CSV manifest; or several folders and
     images, which are screened as a part of the folder that holds them all. ``out`` is a Parquet
     file, replaced as a whole, or a folder (a name that ends in ``/`` or has no suffix), to which a
-    file is added of what is new or has changed. Setting ``stop`` ends the run after the images in
-    hand. Raises UsageError where nothing can be done as asked, Stopped where the run ended early
-    and the same call resumes it.
+    file is added of what is new or has changed.
+
+    ``progress`` is called with the number of rows that are done and of all, by one thread at a
+    time; what it raises ends the run. A ``console`` in its place shows more. Setting ``stop`` ends
+    the run after the images in hand. Raises UsageError where nothing can be done as asked, Stopped
+    where the run ended early and the same call resumes it.
     """
     from comit.engine import load_engine
     from comit.image.base import Limits
@@ -68,7 +72,8 @@ def screen(
     from comit.source.inputs import Input
     from comit.terminal.prometheus import Metrics
 
-    options, stop, console = options or Options(), stop or threading.Event(), console or Console()
+    options, stop = options or Options(), stop or threading.Event()
+    console = console or Silent(progress)
     given = Input.of(source)
     if Path(out).exists() and any(path.samefile(out) for path in given.paths):
         raise UsageError(f"{out} is the input; give the results another name")
@@ -133,6 +138,8 @@ def screen(
                         step(run.done - resumed, earlier=True)
                         resumed = run.done
                     lanes.add(done, image)
+                if run.done > resumed:  # behind the last item of this run
+                    step(run.done - resumed, earlier=True)
                 lanes.flush()
         seconds = time.perf_counter() - started
         if stop.is_set():

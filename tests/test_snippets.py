@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import datetime
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
+import urllib.request
 from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
@@ -22,6 +26,7 @@ import pytest
 from click.testing import CliRunner
 from pycocotools import mask
 
+from comit import Screener
 from comit.cli import main
 from comit.demo import demo
 from comit.identifiers import Identifiers
@@ -220,15 +225,6 @@ def test_the_rows_of_the_quickstart(rows, capsys):
         assert line.startswith(f"{row['path']} {row['status']} {row['reason']}")
 
 
-def test_in_python(screened, tmp_path, monkeypatch):
-    shutil.copytree(screened / "xrays", tmp_path / "xrays")
-    shutil.copy(next((tmp_path / "xrays").glob("*-chest-raw.dcm")), tmp_path / "xray.dcm")
-    monkeypatch.chdir(tmp_path)
-    found = run("from pathlib import Path")
-    assert found["report"].status["ok"] > 0 and Path("flagged.parquet").exists()
-    assert found["scores"].shape[0] == 1 and found["masks"].shape == (1, 2, 224, 224)
-
-
 def test_the_formula_for_hashes(tmp_path, monkeypatch):
     (tmp_path / "comit.key").write_text("0123456789abcdef" * 4 + "\n")
     monkeypatch.chdir(tmp_path)
@@ -236,6 +232,102 @@ def test_the_formula_for_hashes(tmp_path, monkeypatch):
     hidden = Identifiers("hashed", b"0123456789abcdef" * 4)
     assert hashed("ward-3/IM0001.dcm") == hidden.path(b"ward-3/IM0001.dcm")
     assert hashed("1.2.840.1") == hidden.uid("1.2.840.1")
+
+
+# -- python ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def xrays(screened, tmp_path, monkeypatch) -> dict[str, dict]:
+    """Rows of ``xrays`` by path; this folder has them, and a chest radiograph ``xray.dcm``."""
+    shutil.copytree(screened / "xrays", tmp_path / "xrays")
+    shutil.copy(next((tmp_path / "xrays").glob("*-chest-raw.dcm")), tmp_path / "xray.dcm")
+    for name, suffix in (("a", "dcm"), ("b", "png")):
+        shutil.copy(next((tmp_path / "xrays").glob(f"*.{suffix}")), tmp_path / f"{name}.{suffix}")
+    monkeypatch.chdir(tmp_path)
+    rows = pq.read_table(screened / "results.parquet").to_pylist()
+    return {f"xrays/{row['path']}": row for row in rows}
+
+
+def of_the_dicom(rows: dict[str, dict]) -> dict:
+    return next(row for path, row in rows.items() if path.endswith("-chest-raw.dcm"))
+
+
+def test_the_shortest_program(xrays, capsys):
+    for name in ("a.dcm", "b.png"):
+        Path(name).rename(Path("xrays", name))
+    run("import comit")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("xrays/a.dcm ok ") and second.startswith("xrays/b.png ok ")
+
+
+def test_a_whole_run(xrays, capsys):
+    found = run("from comit import Options, decode_mask, read_results, screen")
+    total = len(xrays)
+    assert found["report"].rows == len(found["rows"]) == total
+    assert capsys.readouterr().out.splitlines()[-1] == f"{total} {total}"
+    assert all(lungs.shape == (224, 224) for lungs in found["lungs"])
+
+
+def test_images_as_they_come(xrays):
+    table = {row["path"]: row for row in run("from pathlib import Path")["table"]}
+    assert table.keys() == xrays.keys()
+    for path, row in xrays.items():
+        assert table[path]["status"] == row["status"]
+        assert table[path]["score_covid"] == row["score_covid"]
+
+
+def test_one_file(xrays):
+    image = run("from comit import read_image")["image"]
+    row = of_the_dicom(xrays)
+    assert (image.facts.rows, image.facts.cols) == (row["rows"], row["cols"])
+
+
+def test_a_notebook(xrays):
+    pytest.importorskip("matplotlib")
+    found = run("from comit import Screener")
+    assert (
+        found["figure"].axes and found["result"].scores.covid == of_the_dicom(xrays)["score_covid"]
+    )
+    found["screener"].close()
+
+
+def test_a_service(xrays):
+    found = run("import json")
+    server, answers = found["server"], []
+    threading.Thread(target=server.serve_forever).start()
+    with found["screener"], server:
+        for body in (Path("xray.dcm").read_bytes(), b"a text"):
+            request = urllib.request.Request("http://127.0.0.1:8000", body)
+            with urllib.request.urlopen(request) as reply:  # noqa: S310
+                answers.append(json.load(reply))
+        server.shutdown()
+    assert answers[0]["covid"] == of_the_dicom(xrays)["score_covid"]
+    assert (answers[1]["status"], answers[1]["reason"]) == ("skipped", "unsupported_format")
+
+
+def test_asyncio(xrays):
+    scores = run("import asyncio")["scores"]
+    with Screener() as screener:
+        found = asyncio.run(scores(screener, Path("xray.dcm").read_bytes()))
+    assert found.covid == of_the_dicom(xrays)["score_covid"]
+
+
+def test_an_actor(xrays):
+    ray = pytest.importorskip("ray")
+    try:
+        chest, gone = run("import ray")["rows"]
+    finally:
+        ray.shutdown()
+    assert chest["score_covid"] == of_the_dicom(xrays)["score_covid"]
+    assert (gone["status"], gone["reason"]) == ("failed", "vanished")
+
+
+def test_a_data_loader(xrays):
+    pytest.importorskip("torch")
+    found = run("import torch")
+    assert found["is_read"].tolist() == [True, False] and found["masks"].shape == (1, 2, 224, 224)
+    assert float(found["scores"][0, 1]) == of_the_dicom(xrays)["score_covid"]
 
 
 def test_every_snippet_in_python_is_run_here():
