@@ -35,6 +35,7 @@ class Extent:
     kills: int = 200
     full_disks: int = 400  # at most: it ends when the disk is large enough
     races: int = 50
+    steps: int = 1  # operations on disk from one that is killed to the next
     every: int = 1  # bytes between two cuts of a footer
     writes: int = 1  # between two that fail
     fuzzed: int = 50_000
@@ -42,7 +43,7 @@ class Extent:
     files: int = 100_000
 
 
-SHORT = Extent(kills=6, races=10, every=200, writes=40, fuzzed=200, files=3000)
+SHORT = Extent(kills=6, races=10, steps=3, every=200, writes=40, fuzzed=100, files=3000)
 
 
 def outcome(fault: str, count: str, found: Outcome) -> Figure:
@@ -60,7 +61,7 @@ def outcome(fault: str, count: str, found: Outcome) -> Figure:
 
 def at_every_step(work: Path, extent: Extent) -> Iterator[Figure]:
     """kill -9 before each operation on disk of each kind of commit."""
-    for scene, found in commit.kills_at_every_step(work).items():
+    for scene, found in commit.kills_at_every_step(work, extent.steps).items():
         yield outcome(f"kill at every step: {scene}", "kills", found)
 
 

@@ -17,6 +17,8 @@ from pydicom.dataset import Dataset
 from comit.bench.faults.dicoms import dataset, write
 from comit.bench.faults.process import run
 from comit.errors import ComitError
+from comit.results import STAGING
+from comit.run.target import RUN
 
 NAME = "CANARYBIRD"
 TEXT = ("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT", "CS", "AS", "DA", "TM", "DT")
@@ -25,7 +27,7 @@ DECIDE = {  # what decides whether and how a file is decoded: planted in a file 
     *("PresentationLUTShape", "VOILUTFunction", "SpecificCharacterSet", "BurnedInAnnotation"),
     *("PatientOrientation", "LossyImageCompression"),
 }
-ROWS = 1200
+ROWS = 600  # two shards
 
 
 @dataclass
@@ -109,8 +111,10 @@ def _watch(folder: Path, source: Path, mode: str, done: Searched) -> None:
     command += ["--log-format", "json", "--report", folder / "out" / "report.json"]
     command += ["--metrics-file", folder / "out" / "m.prom", "--workers", "1"]
     env = {"TMPDIR": str(scratch)}
-    for after, number in ((1.2, signal.SIGTERM), (1.2, signal.SIGKILL), (None, 0), (None, 0)):
-        ended = run(command, kill_after=after, signal=number, env=env)
+    staging = folder / "out" / "r" / STAGING
+    begun, part = ((staging / name).exists for name in (RUN, "part-00000.parquet"))
+    for when, number in ((begun, signal.SIGKILL), (part, signal.SIGTERM), (None, 0), (None, 0)):
+        ended = run(command, kill_when=when, signal=number, env=env)
         said.append(ended.said)
         done.runs += 1
         _look(folder / "out", scratch, mode, done)

@@ -248,9 +248,9 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kills_at_every_step(work: Path) -> dict[str, Outcome]:
-    """SIGKILL before each operation on disk."""
-    return {s.name: disturbed(s, work, lambda n: counted(n, kill), (-9,)) for s in SCENES}
+def kills_at_every_step(work: Path, every: int = 1) -> dict[str, Outcome]:
+    """SIGKILL before each operation (or each ``every``-th) on disk."""
+    return {s.name: disturbed(s, work, lambda n: counted(n, kill), (-9,), every) for s in SCENES}
 
 
 class _Failing:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +31,11 @@ def run(
     arguments: Sequence[object],
     program: Sequence[str] = NULL,
     kill_after: float | None = None,
+    kill_when: Callable[[], bool] | None = None,
     signal: int = 9,
     env: dict[str, str] | None = None,
 ) -> Ended:
-    """Runs a command to its end, or sends it ``signal`` after ``kill_after`` seconds."""
+    """Runs a command to its end, or sends it ``signal``: after seconds, or when it is time."""
     started, peak, largest = time.monotonic(), 0, 0
     with subprocess.Popen(
         [*program, *map(str, arguments)],
@@ -52,7 +53,11 @@ def run(
             processes = family(process.pid)
             peak = max(peak, sum(map(proportional, processes)))
             largest = max([largest, *map(high_water, processes[1:])])
-            time.sleep(0.1)
+            for _ in range(10):
+                if kill_when is not None and kill_when():
+                    process.send_signal(signal)
+                    kill_when = None
+                time.sleep(0.01)
         if said is None:
             said = process.communicate()[1]
     return Ended(process.returncode, said, time.monotonic() - started, peak, largest)

@@ -204,7 +204,7 @@ class Run:
                 self._target.refuse_columns(final_schema(self.shards.schema))
             run = {
                 "run_id": os.urandom(8).hex(),
-                "began": datetime.now(UTC).replace(microsecond=0).isoformat(),
+                "began": datetime.now(UTC).isoformat(),
                 "settings": settings,
                 "left out": self.listing.left_out,
                 "notes": self.listing.notes,
