@@ -394,6 +394,27 @@ def test_palette_becomes_luminance() -> None:
     assert image.warnings == [Caution.COLOUR]
 
 
+@pytest.mark.parametrize("change", ["empty", "missing", "short", "shorter than the others"])
+@pytest.mark.parametrize("colour", ["Red", "Green", "Blue"])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_a_palette_without_one_of_its_tables_is_corrupt(change, colour, alpha) -> None:
+    ds = dataset(EIGHT, bits=8, PhotometricInterpretation="PALETTE COLOR")
+    table = (np.arange(256) * 257).astype("<u2").tobytes()
+    for name in ("Red", "Green", "Blue", *["Alpha"] * alpha):
+        if name != "Alpha":
+            setattr(ds, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(ds, f"{name}PaletteColorLookupTableData", table)
+    keyword = f"{colour}PaletteColorLookupTableData"
+    if change == "missing":
+        del ds[keyword]
+    else:
+        lengths = {"empty": 0, "short": 128, "shorter than the others": 510}
+        setattr(ds, keyword, table[: lengths[change]])
+    with pytest.raises(ItemError) as refused:
+        opened(write(ds)).samples()
+    assert refused.value.reason == Fail.CORRUPT
+
+
 # ---- contradictions and damage -------------------------------------------------------------
 
 

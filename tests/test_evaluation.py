@@ -28,6 +28,7 @@ from comit.model.evaluation import (
     sensitivity_at,
 )
 from comit.model.metrics import Predictions, evaluate
+from comit.model.stability import CHANGES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CARD = Card(
@@ -90,6 +91,17 @@ def test_covid_within_a_source_is_the_first_question() -> None:
     names = [q.name for q in asked]
     assert "unhealthy, within a" not in names  # healthy alone: nothing to tell apart
     assert "unhealthy, sources mixed" in names
+    # Appearances called atypical, in b, are neither: COVID against healthy has no healthy there.
+    assert not [name for name in names if "against healthy" in name]
+
+
+def test_covid_is_also_asked_against_the_healthy_of_its_source() -> None:
+    labels = cohort([0, 1, 1, 0], [0, 1, 0, 0], ["a", "a", "a", "b"])
+    asked = {q.name: q for q in questions(labels)}
+    for by, score in (("", 1), (" by disease_fraction", 4)):
+        question = asked[f"covid{by} against healthy, within a"]
+        assert question.score == score and question.label == 1
+        assert question.chosen.tolist() == [True, True, False, False]
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +135,26 @@ def test_figures_stand_beside_their_interval_and_the_no_model_figure(found: dict
     assert lung["value"] == 0.5 and lung["images"] == 20
     assert 0.2 < lung["low"] < 0.5 < lung["high"] < 0.8
     assert lung["no_model"] == 1.0
+
+
+def test_rectangles_around_the_lungs_are_compared_with_the_radiologists(
+    said: tuple[Predictions, Cohort],
+) -> None:
+    predictions, labels = said
+    lungs = np.zeros((224, 224), np.uint8)
+    lungs[50:150, 30:90] = 255
+    lungs[60:170, 130:200] = 255
+    lungs[50:60, 30:50] = 0  # a corner is missing: the rectangle has it
+    masks = predictions.masks.copy()
+    masks[:, 0] = lungs
+    drawn = np.zeros((224, 224), bool)
+    drawn[50:150, 30:90] = drawn[60:170, 130:200] = True
+    boxes = [drawn] * 3 + [None] * 37
+    found = evaluation(
+        predictions._replace(masks=masks), labels, labels, CARD, EvaluationConfig(10), boxes
+    )
+    figure = found["masks"]["lung_rectangles_iou"]
+    assert (figure["value"], figure["images"]) == (1.0, 3) and figure["no_model"] < 1
 
 
 def test_intervals_of_a_card_are_those_of_the_page(
@@ -194,7 +226,7 @@ def test_the_command_writes_a_page_pictures_and_json(
 ) -> None:
     pytest.importorskip("matplotlib")
     out = tmp_path / "page"
-    options = ["--out", str(out), "--resamples", "20", "--device", "cpu"]
+    options = ["--out", str(out), "--resamples", "20", "--device", "cpu", "--changes"]
     done = CliRunner().invoke(command, [str(finished), str(cohort_manifest), *options])
     assert done.exit_code == 0, done.output
     text = (out / "evaluation.md").read_text()
@@ -207,11 +239,13 @@ def test_the_command_writes_a_page_pictures_and_json(
     assert len(re.findall(r"\.png\)", text)) == 5
     kept = json.loads((out / "evaluation.json").read_text())
     assert kept["images"] == 4 and kept["seed"] == 0
+    assert {*kept["changes"]} == {*CHANGES} and "| white border of 10 % |" in text
     again = tmp_path / "again"
     options = ["--out", str(again), "--resamples", "20", "--device", "cpu", "--no-pictures"]
     assert CliRunner().invoke(command, [str(finished), str(cohort_manifest), *options])
     assert not list(again.glob("*.png"))
     repeated = json.loads((again / "evaluation.json").read_text())
+    assert "changes" not in repeated
     assert repeated["questions"] == kept["questions"] and repeated["masks"] == kept["masks"]
 
 

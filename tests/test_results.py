@@ -11,7 +11,7 @@ import pytest
 import resultfiles as rf
 
 from comit.errors import UsageError
-from comit.masks import decode_mask, encode
+from comit.masks import decode_mask, encode, rectangles
 from comit.results import COLUMNS, FINDINGS, Row, provenance, read, schema
 
 
@@ -107,3 +107,34 @@ def test_the_largest_values_of_a_row_can_be_written():
     assert row.warnings == ()
     kinds = pa.schema([schema().field(name) for name in FINDINGS])
     assert pa.Table.from_pylist([row.values()], kinds).num_rows == 1
+
+
+def lungs(*boxes):
+    """A mask with boxes (x, y, w, h) filled."""
+    mask = np.zeros((224, 224), bool)
+    for x, y, w, h in boxes:
+        mask[y : y + h, x : x + w] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("drawn", "found"),
+    [
+        ([(30, 50, 60, 100), (130, 60, 70, 110)], [(30, 50, 60, 100), (130, 60, 70, 110)]),
+        ([(30, 50, 60, 100), (130, 60, 70, 110), (5, 5, 3, 3)], None),  # a speck
+        (
+            [(30, 50, 30, 100), (60, 90, 10, 10), (70, 50, 30, 100)],
+            [(30, 50, 36, 100), (66, 50, 34, 100)],
+        ),
+        (
+            [(30, 50, 60, 40), (30, 100, 60, 50), (130, 60, 70, 110)],
+            [(30, 50, 60, 100), (130, 60, 70, 110)],
+        ),
+        ([(30, 50, 60, 100)], [(30, 50, 60, 100)]),  # one lung
+        ([], []),
+        ([(7, 9, 1, 1)], [(7, 9, 1, 1)]),
+    ],
+)
+def test_a_rectangle_stands_around_each_lung(drawn, found):
+    expected = [(30, 50, 60, 100), (130, 60, 70, 110)] if found is None else found
+    assert rectangles(lungs(*drawn)) == expected

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from comit.api.radiograph import Radiograph, read_image
 from comit.errors import ItemError, MissingExtra, UsageError
 from comit.image.preprocess import Presentation, picture
-from comit.masks import decode_mask
+from comit.masks import decode_mask, rectangles
 from comit.reasons import Fail
 from comit.results import Facts, Row
 
@@ -87,6 +87,12 @@ class Result:
     def disease(self) -> NDArray[np.bool_] | None:
         """(224, 224) as :attr:`lungs`."""
         return _mask(self.row.disease_rle)
+
+    @property
+    def lung_boxes(self) -> list[tuple[int, int, int, int]] | None:
+        """A rectangle (x, y, w, h) around each lung, in pixels of the mask; None without masks."""
+        lungs = self.lungs
+        return None if lungs is None else rectangles(lungs)
 
     @property
     def lung_fraction(self) -> float | None:

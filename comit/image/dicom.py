@@ -119,9 +119,14 @@ class DicomImage(Image):
         """(H, W) palette indices to (H, W, 3) RGB (PS3.3 C.7.9)."""
         from pydicom.pixels.processing import apply_color_lut
 
+        elements = self.header.elements
+        kind = "" if "RedPaletteColorLookupTableData" in elements else "Segmented"
+        tables = [f"{kind}{name}PaletteColorLookupTableData" for name in ("Red", "Green", "Blue")]
         try:
             with quiet():
-                rgb: Samples = apply_color_lut(indices, self.header.elements)
+                if not all(elements.get(name) for name in tables):  # pydicom would move others up
+                    raise ItemError(Fail.CORRUPT)
+                rgb: Samples = apply_color_lut(indices, elements)
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except Exception:

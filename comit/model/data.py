@@ -211,18 +211,21 @@ def _annotation(
 ) -> NDArray[np.uint8]:
     """Boxes (the paper's "solid bounding boxes", 3.2), else a mask file; (224, 224), or empty."""
     if boxes is not None:
-        grid = np.zeros((SIZE, SIZE), np.uint8)
-        height, width = shape
-        for x, y, w, h in boxes:
-            rows = slice(
-                *np.clip(np.rint(np.array([y, y + h]) * SIZE / height), 0, SIZE).astype(int)
-            )
-            columns = slice(
-                *np.clip(np.rint(np.array([x, x + w]) * SIZE / width), 0, SIZE).astype(int)
-            )
-            grid[rows, columns] = 1
-        return grid
+        return filled(boxes, shape).astype(np.uint8)
     if mask is not None:
         drawn = open_image((root / mask).read_bytes()).samples()
         return (area_average((drawn != 0).astype(np.uint8)) >= 0.5).astype(np.uint8)
     return np.zeros(0, np.uint8)
+
+
+def filled(
+    boxes: Iterable[Sequence[float]], shape: tuple[int, ...] = (SIZE, SIZE)
+) -> NDArray[np.bool_]:
+    """(224, 224): true inside boxes [x, y, w, h] in pixels of a picture of ``shape`` (H, W)."""
+    grid = np.zeros((SIZE, SIZE), np.bool_)
+    height, width = shape
+    for x, y, w, h in boxes:
+        down = np.clip(np.rint(np.array([y, y + h]) * SIZE / height), 0, SIZE).astype(int)
+        across = np.clip(np.rint(np.array([x, x + w]) * SIZE / width), 0, SIZE).astype(int)
+        grid[slice(*down), slice(*across)] = True
+    return grid

@@ -8,7 +8,7 @@ how much the model is better, paired by patient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from comit.card import CLASSES, Card
-from comit.masks import FOREGROUND
+from comit.masks import FOREGROUND, iou, rectangles
 from comit.model.calibrate import calibrated, labels_of
-from comit.model.data import UNKNOWN, Cohort
+from comit.model.data import UNKNOWN, Cohort, filled
 from comit.model.metrics import (
     Predictions,
     area_under_roc,
@@ -82,6 +82,13 @@ def questions(cohort: Cohort) -> Iterator[Question]:
         Question(f"covid against other disease, within {s}", 1, sick & (cohort.source == s), 1)
         for s in sources
     ]
+    healthy = labels[:, 0] == 0
+    typical = covid_known & ((labels[:, 1] == 1) | healthy)
+    asked += [
+        Question(f"covid{by} against healthy, within {s}", score, typical & (cohort.source == s), 1)
+        for s in sources
+        for by, score in (("", 1), (" by disease_fraction", FRACTION))
+    ]
     for s in sources:
         asked += [
             Question(
@@ -122,8 +129,11 @@ def evaluation(
     train: Cohort,
     card: Card,
     config: EvaluationConfig | None = None,
+    boxes: Sequence[NDArray[np.bool_] | None] = (),
 ) -> dict[str, Any]:
     """All figures on ``cohort``; ``train`` is what the no-model baselines are made from.
+
+    ``boxes`` are each image's lungs as radiologists' rectangles, (224, 224), where there are any.
 
     Keys: ``questions`` (name -> counts, ``figures``, ``statistics``: the ``auc`` of picture
     statistics and what the model has ``over`` it, as a figure; ``at`` each operating point of the
@@ -173,7 +183,7 @@ def evaluation(
         "images": len(cohort),
         "patients": len(np.unique(cohort.patient)),
         "questions": asked,
-        "masks": _masks(predictions, without, cohort, times),
+        "masks": _masks(predictions, without, cohort, times, boxes),
         "calibration": _calibration(predictions, without, labels, times, card, config.bins),
     }
     found["paper"] = _beside_the_paper(found)
@@ -327,8 +337,12 @@ def _masks(
     without: Predictions,
     cohort: Cohort,
     times: NDArray[np.int64],
+    boxes: Sequence[NDArray[np.bool_] | None],
 ) -> dict[str, dict[str, Any]]:
-    """Means over annotated images, in all and within each source; COVID called unhealthy."""
+    """Means over annotated images, in all and within each source; COVID called unhealthy.
+
+    ``lung_rectangles_iou`` is that of the rectangles around the lungs with the radiologists'.
+    """
     ours, theirs = (
         per_image(p.masks[:, 0] >= FOREGROUND, p.masks[:, 1] >= FOREGROUND, cohort)
         for p in (predictions, without)
@@ -340,6 +354,13 @@ def _masks(
     covid = cohort.findings[:, 0] == 1
     for figures, said in ((ours, predictions), (theirs, without)):
         figures["covid_called_unhealthy"] = np.where(covid, said.scores[:, 0] >= 0.5, np.nan)
+        if boxes:
+            figures["lung_rectangles_iou"] = np.array(
+                [
+                    np.nan if box is None else iou(filled(rectangles(lungs)), box)
+                    for lungs, box in zip(said.masks[:, 0] >= FOREGROUND, boxes, strict=True)
+                ]
+            )
     places = {"": np.ones(len(cohort), np.bool_)}
     places |= {f", within {s}": cohort.source == s for s in sorted(set(cohort.source.tolist()))}
     found = {}

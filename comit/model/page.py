@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from comit.machine import machine
 from comit.masks import FOREGROUND
 from comit.model.calibrate import labels_of
 from comit.model.curves import canvas
-from comit.model.data import UNKNOWN, Cohort, load, read_manifest
+from comit.model.data import UNKNOWN, Cohort, filled, load, read_manifest
 from comit.model.evaluation import EvaluationConfig, evaluation, questions, with_fraction
 from comit.model.gradcam import Task, gradcam
 from comit.model.inference import on_device, pick_device, predict
@@ -27,6 +28,7 @@ from comit.model.metrics import Predictions, per_image
 from comit.model.network import COMiTNet
 from comit.model.opened import Opened, open_network
 from comit.model.runs import replace_file
+from comit.model.stability import CHANGES, stability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +45,7 @@ def evaluate(
     split: str = "test",
     config: EvaluationConfig | None = None,
     pictures: bool = True,
+    changes: bool = False,
     device: str = "auto",
     workers: int = 2,
     console: Console | None = None,
@@ -51,7 +54,9 @@ def evaluate(
 
     ``model`` is as in :func:`.opened.open_network`, computed in float32 by PyTorch. ``manifest``
     also holds a split ``train``, from which the no-model baselines are made. The pictures show
-    X-rays of the manifest: they are as confidential as those. Returns what the JSON holds.
+    X-rays of the manifest: they are as confidential as those. ``changes`` adds what borders, crops
+    and the like do to the answers (:mod:`.stability`); it takes twelve times the network's time.
+    Returns what the JSON holds.
     Raises UsageError, and MissingExtra without matplotlib unless ``pictures`` is off.
     """
     console, config = console or Console(), config or EvaluationConfig()
@@ -81,8 +86,17 @@ def evaluate(
         "seed": config.seed,
         "machine": machine() | {"scikit-learn": version("scikit-learn")},
     }
+    boxes = lung_boxes(rows, split, cohort)
     with console.stage(f"drawing {config.resamples:,} samples of patients"):
-        found |= evaluation(predictions, cohort, cohorts["train"], opened.card, config)
+        found |= evaluation(predictions, cohort, cohorts["train"], opened.card, config, boxes)
+    if changes:
+        with console.progress("changing the pictures", len(CHANGES)) as step:
+            found["changes"] = stability(
+                lambda images: predict(network, images, chosen),
+                cohort.images,
+                opened.card,
+                progress=step,
+            )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -94,6 +108,15 @@ def evaluate(
     replace_file(out / PAGE, lambda p: p.write_text(text, "utf-8", "backslashreplace"))
     console.line(f"{out / PAGE}: {found['images']} images of {found['patients']} patients")
     return found
+
+
+def lung_boxes(
+    rows: Sequence[dict[str, Any]], split: str, cohort: Cohort
+) -> list[NDArray[np.bool_] | None]:
+    """(224, 224) masks of the column ``radiologist_lung_boxes``; None where an image has none."""
+    boxes = [r.get("radiologist_lung_boxes") for r in rows if r["split"] == split]
+    shapes = cohort.shape.tolist()
+    return [None if not b else filled(b, tuple(s)) for b, s in zip(boxes, shapes, strict=True)]
 
 
 def page(found: dict[str, Any], opened: Opened, pictures: dict[str, str]) -> list[str]:
@@ -182,6 +205,8 @@ def page(found: dict[str, Any], opened: Opened, pictures: dict[str, str]) -> lis
             for name, kinds in found["calibration"].items()
         ),
     ]
+    if "changes" in found:
+        lines += _change_table(found["changes"])
     for name, caption in pictures.items():
         lines += ["", f"![{caption}]({name})", "", caption]
     versions = {"python": found["machine"]["python"]} | found["machine"]["packages"]
@@ -341,6 +366,32 @@ def _examples(cohort: Cohort, predictions: Predictions) -> Figure | None:
         axis.set_title(f"Dice {dice[i]:.2f}", fontsize=7)
         axis.set_axis_off()
     return figure
+
+
+def _change_table(changes: dict[str, Any]) -> list[str]:
+    kinds = list(next(iter(changes.values()))["flags"])
+    heads = [f"{kind} {way}" for kind in kinds for way in ("flagged", "raised", "dropped")]
+    heads += ["change of a score, mean", "99 %", "lung IoU", "gate"]
+    lines = [
+        "",
+        "## The same pictures, changed",
+        "",
+        "Each change is made to the preprocessed picture and says nothing of the patient. Flagged: "
+        "images flagged in either version, at 90 % specificity. Raised and dropped: the share of "
+        "those whose flag the change sets or takes away. Change of a score: the largest of the "
+        "three. Gate: the share of images that pass in one version alone.",
+        "",
+        f"| change | {' | '.join(heads)} |",
+        f"|{' --- |' * (len(heads) + 1)}",
+    ]
+    for name, said in changes.items():
+        cells = []
+        for flag in said["flags"].values():
+            cells += [str(flag["flagged"]), _number(flag["raised"]), _number(flag["dropped"])]
+        cells += [_number(said["score"][k]) for k in ("mean", "p99")]
+        cells += [_number(said[k]) if k in said else "" for k in ("lung_iou", "gate")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def _question_table(found: dict[str, Any], wanted: Any) -> list[str]:
