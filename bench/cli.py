@@ -17,7 +17,7 @@ JSON = click.option(
     "--json", "to", type=PATH, help="Also write figures and machine as JSON; - is stdout."
 )
 WIDTH = click.option(
-    "--width", type=float, help="Instead of --model: an untrained network of this width."
+    "--width", type=float, help="Use an untrained network of this width instead of --model."
 )
 SIDE = click.option(
     "--side",
@@ -43,7 +43,7 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def bench() -> None:
-    """Measure how fast comit is here."""
+    """Measure how fast comit is on this machine."""
 
 
 @bench.command()
@@ -54,11 +54,22 @@ def bench() -> None:
     "batch_sizes",
     type=click.IntRange(1),
     multiple=True,
-    help="Images at once; repeat for several [default: 1, 8, 64, 256 as memory allows].",
+    help="Batch size; repeat for several [default: 1, 8, 64, 256 as memory allows].",
 )
-@click.option("--calls", type=click.IntRange(2), default=30, show_default=True)
-@click.option("--seconds", default=3.0, show_default=True, help="For the rate with all lanes busy.")
-@click.option("--plot", "picture", type=PATH, help="Also draw the figures: FILE.png.")
+@click.option(
+    "--calls",
+    type=click.IntRange(2),
+    default=30,
+    show_default=True,
+    help="Timed calls per batch size.",
+)
+@click.option(
+    "--seconds",
+    default=3.0,
+    show_default=True,
+    help="Time to measure the rate with all lanes busy, in seconds.",
+)
+@click.option("--plot", "picture", type=PATH, help="Also draw the figures into this PNG file.")
 def latency(
     model: Path | None,
     width: float | None,
@@ -95,19 +106,55 @@ def latency(
 @click.argument("source", metavar="[INPUT]", type=PATH, required=False)
 @engine_options
 @WIDTH
-@click.option("--batch-size", type=click.IntRange(1), help="Images at once [default: engine's].")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Images that the network takes at once [default: chosen by the engine].",
+)
 @click.option("--workers", type=click.IntRange(1, 512), help="Decoding processes.")
-@click.option("--masks", type=click.Choice(["all", "flagged", "none"]), default="all")
-@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--seconds", default=2.0, show_default=True, help="For each stage alone.")
-@click.option("--generate", type=click.Choice(GENERATED), help="Draw files instead of INPUT.")
-@click.option("--files", type=click.IntRange(1), default=16, show_default=True, help="To draw.")
+@click.option(
+    "--masks",
+    type=click.Choice(["all", "flagged", "none"]),
+    default="all",
+    help="Rows that get masks.",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Number of measurements; the median counts.",
+)
+@click.option(
+    "--seconds",
+    default=2.0,
+    show_default=True,
+    help="Time to measure each stage alone, in seconds.",
+)
+@click.option(
+    "--generate",
+    type=click.Choice(GENERATED),
+    help="Use drawn files of this format instead of INPUT.",
+)
+@click.option(
+    "--files",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Number of files to draw.",
+)
 @SIDE
 @click.option(
-    "--images", type=click.IntRange(1), help="Of a run, the files over and over [default: once]."
+    "--images",
+    type=click.IntRange(1),
+    help="Images per run; files are used again [default: each file once].",
 )
-@click.option("--cold", is_flag=True, help="Put the files out of the page cache before each run.")
-@click.option("--sweep", is_flag=True, help="Also the rate by files, workers and batch size.")
+@click.option("--cold", is_flag=True, help="Drop the files from the page cache before each run.")
+@click.option(
+    "--sweep",
+    is_flag=True,
+    help="Also measure the rate by number of files, workers and batch size.",
+)
 def throughput(
     source: Path | None,
     model: Path | None,
@@ -123,7 +170,7 @@ def throughput(
     sweep: bool,
     **given: Any,
 ) -> None:
-    """Screen the X-rays of INPUT and measure each stage alone; the results are thrown away.
+    """Screen the X-rays of INPUT, measure each stage alone, and discard the results.
 
     `efficiency` is the end-to-end rate divided by the smallest ceiling:
     docs/explanation/benchmarks.md.
@@ -180,12 +227,28 @@ def drawn(source: Path | None, kind: str | None, files: int, side: int | None) -
 @click.argument("source", metavar="[INPUT]", type=PATH, required=False)
 @click.option("--model", type=PATH, help="Exported .onnx model; default: the bundled one.")
 @WIDTH
-@click.option("--generate", type=click.Choice(GENERATED), help="Draw files instead of INPUT.")
-@click.option("--files", type=click.IntRange(1), default=16, show_default=True, help="To draw.")
+@click.option(
+    "--generate",
+    type=click.Choice(GENERATED),
+    help="Use drawn files of this format instead of INPUT.",
+)
+@click.option(
+    "--files",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Number of files to draw.",
+)
 @SIDE
-@click.option("--images", type=click.IntRange(1), help="Of a run [default: each file once].")
-@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--peer", "peers", multiple=True, help="Only this one; repeat for several.")
+@click.option("--images", type=click.IntRange(1), help="Images per run [default: each file once].")
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Number of measurements; the median counts.",
+)
+@click.option("--peer", "peers", multiple=True, help="Measure only this peer; repeat for several.")
 @JSON
 def compare(
     source: Path | None,
@@ -199,10 +262,10 @@ def compare(
     peers: tuple[str, ...],
     to: Path | None,
 ) -> None:
-    """Screen the same files with comit and with what people use instead.
+    """Screen the same files with comit and with other tools.
 
-    Peers that run our network must give its scores. `ratio` is comit's steady rate over the
-    peer's at the same precision, `default_ratio` at the precision that comit chooses.
+    Tools that run comit's network must give its scores. `ratio` is comit's steady rate divided by
+    the other tool's at the same precision; `default_ratio` uses the precision that comit chooses.
     """
     from comit.bench.compare import measure
     from comit.options import Options
@@ -215,12 +278,18 @@ def compare(
 
 @bench.command()
 @click.argument("sources", metavar="FOLDER...", type=PATH, nargs=-1, required=True)
-@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Number of measurements; the median counts.",
+)
 @JSON
 def decode(sources: tuple[Path, ...], repeat: int, to: Path | None) -> None:
-    """Time our DICOM decoder beside each of pydicom's on the same files.
+    """Compare comit's DICOM decoder with each of pydicom's on the same files.
 
-    `ratio` is their time over ours, over the files that are pixel for pixel the same.
+    `ratio` is the time of pydicom divided by the time of comit, on files with equal pixels.
     """
     from comit.bench.decoding import measure
 
@@ -229,21 +298,42 @@ def decode(sources: tuple[Path, ...], repeat: int, to: Path | None) -> None:
 
 
 @bench.command()
-@click.option("--images", type=float, default=1e6, show_default=True, help="Of the archive.")
-@click.option("--cores", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--gpus", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--disk", type=float, default=1e9, show_default=True, help="Bytes a second.")
-@click.option("--gpu-rate", type=float, help="Images a second of one GPU [default: an estimate].")
-@click.option("--file-bytes", type=float, help="Of a file [default: as measured].")
-@click.option("--stages", type=PATH, help="What throughput --json wrote [default: shipped ones].")
+@click.option("--images", type=float, default=1e6, show_default=True, help="Images in the archive.")
 @click.option(
-    "--kind", type=click.Choice(GENERATED), default="dicom", help="Of the shipped stages."
+    "--cores", type=click.IntRange(1), default=64, show_default=True, help="Cores of the machine."
+)
+@click.option(
+    "--gpus", type=click.IntRange(0), default=0, show_default=True, help="GPUs of the machine."
+)
+@click.option(
+    "--disk",
+    type=float,
+    default=1e9,
+    show_default=True,
+    help="Rate of the disk in bytes per second.",
+)
+@click.option(
+    "--gpu-rate", type=float, help="Rate of one GPU in images per second [default: an estimate]."
+)
+@click.option(
+    "--file-bytes", type=float, help="Mean size of a file in bytes [default: as measured]."
+)
+@click.option(
+    "--stages",
+    type=PATH,
+    help="JSON file of comit bench throughput [default: figures that come with comit].",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(GENERATED),
+    default="dicom",
+    help="Format of the files, with the figures that come with comit.",
 )
 @JSON
 def plan(
     stages: Path | None, kind: str, gpu_rate: float | None, to: Path | None, **given: Any
 ) -> None:
-    """Predict the time of an archive, and its bottleneck, on another machine."""
+    """Predict how long an archive takes on another machine, and what limits it."""
     from comit.bench.plan import GPU_RATE, SHIPPED, Wanted, read_rates
     from comit.bench.plan import plan as predict
 
@@ -258,8 +348,13 @@ def plan(
 @bench.command()
 @click.argument("source", metavar="FOLDER", type=PATH)
 @engine_options
-@click.option("--rows", type=click.IntRange(1), multiple=True, help="[default: 1000, 20000]")
-@click.option("--null", is_flag=True, help="Without a network: the pipeline alone.")
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Length of a manifest; repeat for several [default: 1000, 20000].",
+)
+@click.option("--null", is_flag=True, help="Measure the pipeline alone, without a network.")
 def memory(
     source: Path,
     model: Path | None,
@@ -270,7 +365,7 @@ def memory(
     rows: tuple[int, ...],
     null: bool,
 ) -> None:
-    """Screen manifests of growing length over the files of FOLDER; peak memory of each."""
+    """Screen manifests of growing length over the files of FOLDER and report peak memory."""
     from comit.bench.memory import measure
 
     arguments = ["--engine", engine, "--device", device, "--precision", precision]
@@ -280,14 +375,22 @@ def memory(
 
 
 @bench.command()
-@click.option("--out", type=PATH, required=True, help="OUT.json and OUT.md are written.")
+@click.option("--out", type=PATH, required=True, help="Write the figures to OUT.json and OUT.md.")
 @click.option("--data", type=PATH, help="Folder of X-rays, for parity on real pictures.")
-@click.option("--device", default="cuda:0", show_default=True)
-@click.option("--minutes", default=9.0, show_default=True, help="No part is begun after them.")
-@click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True)
-@click.option("--width", default=1.0, show_default=True, help="Of the network that is timed.")
+@click.option("--device", default="cuda:0", show_default=True, help="GPU to measure.")
+@click.option(
+    "--minutes", default=9.0, show_default=True, help="Start no further part after this time."
+)
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Batch size; repeat for several.",
+)
+@click.option("--width", default=1.0, show_default=True, help="Width of the network that is timed.")
 def gpu(out: Path, batch_sizes: tuple[int, ...], **given: Any) -> None:
-    """Measure everything that needs a GPU; what cannot run is listed with its reason.
+    """Measure everything that needs a GPU. Parts that cannot run are listed with the reason.
 
     Parity of engines and kernels, rates beside the ceilings of the same run, layers one by one.
     Exit code 1 where a part failed, 0 also where parts could not run.
@@ -308,15 +411,33 @@ def gpu(out: Path, batch_sizes: tuple[int, ...], **given: Any) -> None:
 
 @bench.command()
 @click.argument("results", type=PATH)
-@click.option("--images", type=PATH, help="As in comit report.")
-@click.option("--rows", type=click.IntRange(1), default=100_000, show_default=True)
-@click.option("--top", type=click.IntRange(0), default=200, show_default=True)
-@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--images", type=PATH, help="Screened folder or manifest, as in comit report.")
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    default=100_000,
+    show_default=True,
+    help="Number of rows to measure with.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Number of rows with a picture.",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Number of measurements; the median counts.",
+)
 @JSON
 def report(
     results: Path, images: Path | None, rows: int, top: int, repeat: int, to: Path | None
 ) -> None:
-    """Open the report of RESULTS, repeated to --rows, in Chromium; time until it answers."""
+    """Repeat RESULTS to --rows, open their report in Chromium, and time its first answer."""
     from comit.bench.report import measure
 
     found = measure(results, images, rows, top, repeat)
@@ -325,11 +446,23 @@ def report(
 
 @bench.command()
 @click.argument("results", type=PATH)
-@click.option("--rows", type=click.IntRange(1), default=100_000, show_default=True)
-@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    default=100_000,
+    show_default=True,
+    help="Number of rows to measure with.",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Number of measurements; the median counts.",
+)
 @JSON
 def differences(results: Path, rows: int, repeat: int, to: Path | None) -> None:
-    """Time comit compare on RESULTS, repeated to --rows: the same masks, and all others.
+    """Repeat RESULTS to --rows and time comit compare, with equal and with other masks.
 
     RESULTS need masks. Peak memory is that of the whole process.
     """
@@ -342,8 +475,20 @@ def differences(results: Path, rows: int, repeat: int, to: Path | None) -> None:
 @bench.command()
 @click.argument("source", metavar="INPUT", type=PATH)
 @engine_options
-@click.option("--share", "shares", type=click.FloatRange(0, 1), multiple=True)
-@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--share",
+    "shares",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    help="Share of flagged rows; repeat for several.",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Number of measurements; the median counts.",
+)
 def flagged(
     source: Path,
     model: Path | None,
@@ -364,16 +509,18 @@ def flagged(
 
 
 @bench.command()
-@click.option("--short", is_flag=True, help="A few of each, in minutes.")
-@click.option("--only", multiple=True, help="One kind of fault; repeat for several.")
+@click.option("--short", is_flag=True, help="Make a few faults of each kind; takes minutes.")
+@click.option("--only", multiple=True, help="Make only this kind of fault; repeat for several.")
 @click.option(
     "--data",
     type=PATH,
     multiple=True,
     help="Folder of real files to mutate; repeat for several [default: drawn phantoms].",
 )
-@click.option("--mutants", type=click.IntRange(1), help="Of mutated files, instead of all.")
-@click.option("--from", "first", type=click.IntRange(0), default=0, help="Number of the first.")
+@click.option("--mutants", type=click.IntRange(1), help="Number of mutated files.")
+@click.option(
+    "--from", "first", type=click.IntRange(0), default=0, help="Number of the first mutated file."
+)
 @JSON
 @click.pass_context
 def faults(
@@ -386,7 +533,7 @@ def faults(
     first: int,
     to: Path | None,
 ) -> None:
-    """Kill, starve and mislead comit, and count what it lost: nothing, or exit code 1."""
+    """Kill, starve and mislead comit, and count lost rows. Exit code 1 if any is lost."""
     from comit.bench.faults import SHORT, Extent, everything
     from comit.machine import machine
 

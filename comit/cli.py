@@ -104,7 +104,7 @@ PATH = click.Path(path_type=Path)
     type=click.Choice(CHOICES["engine"]),
     default="auto",
     show_default=True,
-    help="What runs the network; auto is the fastest there is.",
+    help="Program that runs the network; auto: the fastest one that is installed.",
 )
 @click.option(
     "--device",
@@ -117,56 +117,61 @@ PATH = click.Path(path_type=Path)
     type=click.Choice(CHOICES["precision"]),
     default="auto",
     show_default=True,
-    help="Arithmetic of the engine; fp32 is the reference.",
+    help="Number format of the engine; fp32 is the reference, auto the fastest.",
 )
-@click.option("--batch-size", type=click.IntRange(1), help="Images at once [default: engine's].")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Images that the network takes at once [default: chosen by the engine].",
+)
 @click.option(
     "--workers",
     type=click.IntRange(1, MOST_WORKERS),
-    help="Decoding processes [default: as cores and memory allow, 32 at most].",
+    help="Number of decoding processes [default: by cores and memory, at most 32].",
 )
 @click.option(
     "--pattern",
     default="*",
     show_default=True,
-    help="File names to take of a folder; the case of the suffix does not matter.",
+    help="Screen only files whose names match; the case of the suffix does not matter.",
 )
 @click.option(
     "--exclude",
     multiple=True,
     metavar="PATTERN",
-    help="Files and folders to leave out, as in a .gitignore file; repeat for several.",
+    help="Leave out files and folders that match, as .gitignore does; repeat for several.",
 )
 @click.option(
     "--include-hidden",
     is_flag=True,
-    help="Screen hidden files too, and snapshots, thumbnails and waste of file servers.",
+    help="Also screen hidden files, and the snapshots, thumbnails and trash of file servers.",
 )
 @click.option(
     "--root",
     type=PATH,
-    help="Folder that a manifest's paths are relative to and may not leave [default: its own].",
+    help="Folder that contains all files of the manifest; paths are relative to it "
+    "[default: the manifest's folder].",
 )
 @click.option(
     "--masks",
     type=click.Choice(CHOICES["masks"]),
     default="all",
     show_default=True,
-    help="Rows that get masks; flagged: flag_unhealthy or flag_covid.",
+    help="Rows that get masks; flagged: rows with flag_unhealthy or flag_covid.",
 )
 @click.option(
     "--operating-point",
     type=click.Choice(CHOICES["operating_point"]),
     default="90",
     show_default=True,
-    help="Specificity in % of the thresholds behind the flags.",
+    help="Choose the thresholds of the flags by their specificity in %.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     default=60.0,
     show_default=True,
-    help="Seconds to read and decode one file.",
+    help="Longest time to read and decode one file, in seconds.",
 )
 @click.option(
     "--view-policy",
@@ -181,9 +186,10 @@ PATH = click.Path(path_type=Path)
     type=click.Choice(CHOICES["identifiers"]),
     default="plain",
     show_default=True,
-    help="Paths and UIDs in the results.",
+    help="Write paths and UIDs as they are (plain), as keyed hashes (hashed), "
+    "or not at all (none).",
 )
-@click.option("--key", type=PATH, help="File with your key for hashed identifiers.")
+@click.option("--key", type=PATH, help="File that holds your key for --identifiers hashed.")
 @click.option(
     "--keep",
     multiple=True,
@@ -191,14 +197,14 @@ PATH = click.Path(path_type=Path)
     help="Manifest column to pass through though identifiers are not plain; repeat for several.",
 )
 @click.option(
-    "--report", "report_to", type=PATH, help="Write what the run did as JSON; - is stdout."
+    "--report", "report_to", type=PATH, help="Write a summary of the run as JSON; - is stdout."
 )
 @click.option(
     "--metrics-file",
     type=Output(path_type=Path),
-    help="How the run goes, in Prometheus text format.",
+    help="Write the progress of the run to this file, in Prometheus text format.",
 )
-@click.option("--retry-failed", is_flag=True, help="Screen again what failed in the results.")
+@click.option("--retry-failed", is_flag=True, help="Screen again the files whose rows are failed.")
 @click.option(
     "--upgrade",
     type=click.Choice(CHOICES["upgrade"]),
@@ -207,11 +213,17 @@ PATH = click.Path(path_type=Path)
     help="Results folder of another model or version: keep its rows and screen what is new, or "
     "rescreen every file.",
 )
-@click.option("--restart", is_flag=True, help="Forget an unfinished run of this output.")
 @click.option(
-    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
+    "--restart", is_flag=True, help="Discard an unfinished run of this output and start again."
 )
-@click.option("--quiet", "-q", is_flag=True, help="No progress and no summary.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Format of messages; json: one object a line.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Print no progress and no summary.")
 @click.pass_context
 def screen(
     ctx: click.Context,
@@ -224,19 +236,19 @@ def screen(
     quiet: bool,
     **given: Any,
 ) -> None:
-    """Screen every X-ray of INPUT: one row each, whatever happens to it.
+    """Screen every X-ray of INPUT. Every file gets one row, whatever happens to it.
 
     INPUT is a folder (searched through all its subfolders), one image, or a manifest: a Parquet
-    or CSV table with a column `path` (relative to the table), an optional `id`, and any others,
-    which are passed through. Several folders and images are screened as parts of the folder that
-    holds them all. DICOM, PNG and JPEG are told apart by content.
+    or CSV table with a column `path` (relative to the table) and an optional `id`; other columns
+    are copied into the results. Several folders and images are screened as parts of the folder
+    that contains them all. comit recognises DICOM, PNG and JPEG by their content.
 
-    A row is `ok` with scores, flags and COCO run-length masks; `skipped` because it is not a
-    frontal chest radiograph; or `failed`, with the reason as a code.
+    A row is `ok` with scores, flags and COCO run-length masks, or `skipped` because the image is
+    not a frontal chest radiograph, or `failed`. Skipped and failed rows have a reason code.
 
-    A file is replaced as a whole at the end. To a folder a file is added of what is new or has
-    changed since the last time; `comit compact` merges them. Stop a run with Ctrl-C: the same
-    command resumes it.
+    If OUT is a file, it is replaced as a whole at the end. If OUT is a folder, each run adds a
+    file with the rows of new and changed files; `comit compact` merges these files. Stop a run
+    with Ctrl-C: the same command resumes it.
 
     \b
     Exit code  0  every row is ok or skipped
@@ -326,13 +338,13 @@ def check_writable(path: Path, out: Path) -> None:
     type=click.IntRange(1),
     default=1_000_000,
     show_default=True,
-    help="Files of this many rows or more are left as they are.",
+    help="Leave files with at least this many rows as they are.",
 )
 def compact(folder: Path, rows: int) -> None:
     """Merge the small files of a results FOLDER into one.
 
-    No run may be writing to it; an interrupted one stays as it is. A compaction that is killed
-    is finished, or forgotten, by the next command that writes to the folder.
+    No run may be writing to FOLDER; an interrupted run stays as it is. If a compaction is killed,
+    the next command that writes to FOLDER finishes or undoes it.
     """
     from comit.run.run import compact as run
 
@@ -346,12 +358,16 @@ def compact(folder: Path, rows: int) -> None:
 
 @main.command()
 @click.argument("directory", type=PATH)
-@click.option("--count", type=click.IntRange(1), default=12, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--count", type=click.IntRange(1), default=12, show_default=True, help="Number of files."
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Another seed draws other phantoms."
+)
 def demo(directory: Path, count: int, seed: int) -> None:
     """Draw synthetic chest phantoms into DIRECTORY, to try comit without data.
 
-    They are drawings, labelled as such; what a model says of them means nothing.
+    The phantoms are drawings and labelled as drawings. Scores of them mean nothing.
     """
     from comit.demo import demo as draw
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def export() -> None:
-    """Turn a trained network into the files that engines run."""
+    """Turn a trained network into a file that engines run."""
 
 
 @export.command()
@@ -32,10 +32,12 @@ def export() -> None:
 @click.option(
     "--images",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Folder of X-rays to compare the file with PyTorch on; recommended.",
+    help="Folder of X-rays on which the file is compared with PyTorch; recommended.",
 )
-@click.option("--name", help="The model's name in its card and in results.")
-@click.option("--note", "notes", multiple=True, help="Sentence for its card; may be repeated.")
+@click.option("--name", help="Name of the model in its card and in results.")
+@click.option(
+    "--note", "notes", multiple=True, help="Sentence to add to the card; repeat for several."
+)
 def onnx(
     run: str,
     out: Path,
@@ -44,9 +46,9 @@ def onnx(
     name: str | None,
     notes: tuple[str, ...],
 ) -> None:
-    """Write RUN as ONNX: a training run's folder, an .onnx file of comit's, or "bundled".
+    """Write RUN as ONNX. RUN is the folder of a training run, an .onnx file of comit or "bundled".
 
-    The file is compared with PyTorch first, scores and masks, and is not written where it differs.
+    comit first compares the file with PyTorch. If scores or masks differ, it writes no file.
     """
     from comit.errors import MissingExtra, UsageError
 
@@ -88,28 +90,28 @@ def onnx(
     type=click.IntRange(1),
     default=64,
     show_default=True,
-    help="The largest batch, and the one it is tuned for.",
+    help="Largest batch; TensorRT tunes the engine for it.",
 )
 @click.option(
     "--level",
     type=click.IntRange(0, 5),
     default=3,
     show_default=True,
-    help="How long TensorRT looks for fast kernels.",
+    help="Effort with which TensorRT looks for fast kernels.",
 )
 @click.option("--device", default="cuda:0", show_default=True)
 @click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of engines made before [default: ~/.cache/comit].",
+    help="Folder to keep compiled engines in [default: ~/.cache/comit].",
 )
 def tensorrt(
     model: str, out: Path, batch_size: int, level: int, device: str, cache: Path | None
 ) -> None:
-    """Compile MODEL to a TensorRT FP16 engine: an .onnx file of comit's, or "bundled".
+    """Compile MODEL, an .onnx file of comit or "bundled", to a TensorRT FP16 engine.
 
-    The engine runs with this TensorRT on this kind of GPU alone; TensorRT for RTX needs no GPU to
-    compile for those it knows. `comit screen --engine tensorrt` with an .onnx file compiles on
+    The engine runs only with this version of TensorRT on this kind of GPU. TensorRT for RTX can
+    compile without a GPU. `comit screen --engine tensorrt` with an .onnx file compiles on
     first use and keeps the engine; with --model FILE.engine it takes this one.
     """
     from comit.card import BUNDLED

@@ -34,16 +34,18 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             "--out",
             type=Output(dir_okay=False, path_type=Path),
             required=True,
-            help="Parquet manifest to write; paths in it are relative to it.",
+            help="Parquet manifest to write; its paths are relative to its folder.",
         ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of the split."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split."),
         click.option(
-            "--balance-views", is_flag=True, help="As many AP as PA, healthy and unhealthy."
+            "--balance-views",
+            is_flag=True,
+            help="Take as many AP as PA images, among healthy and unhealthy ones.",
         ),
         click.option(
             "--split",
             type=click.Choice(["train", "val", "test"]),
-            help="Put all into this split: a collection kept for testing, as the paper's BIMCV.",
+            help="Put all images into this split, for example to keep a collection for testing.",
         ),
     ):
         command = option(command)
@@ -94,7 +96,7 @@ _plain("radiography", "COVID-19 Radiography Database: COVID, Normal, Lung_Opacit
     type=click.Choice(["ignore", "positive", "negative"]),
     default="ignore",
     show_default=True,
-    help="What a finding of -1 counts as; ignore: not mentioned.",
+    help="Meaning of a finding of -1; ignore: as if not mentioned.",
 )
 def chexpert(
     folder: Path, out: Path, seed: int, balance_views: bool, split: str | None, uncertain: Any
@@ -138,7 +140,7 @@ def collection(
     table: Path,
     source: str,
 ) -> None:
-    """Any folder with a table: SIRM, Eurorad, BSTI, Radiopaedia, the Spanish collection."""
+    """Any folder with a table of its images, such as SIRM, Eurorad, BSTI or Radiopaedia."""
     from comit.data.readers import collection as read
 
     _finish(read(folder, table, source), out, seed, balance_views, split)
@@ -148,7 +150,7 @@ def collection(
 @click.argument("manifests", nargs=-1, required=True, type=FILE)
 @click.option("--out", type=Output(dir_okay=False, path_type=Path), required=True)
 def merge(manifests: tuple[Path, ...], out: Path) -> None:
-    """Several manifests as one, each with its own split."""
+    """Join several manifests into one; each keeps its split."""
     from comit.data.manifest import merge as join
 
     _report(join(manifests, out), out)

@@ -20,15 +20,19 @@ IMAGES = click.option(
     type=PATH,
     help="The screened folder or manifest [default: the folder that the results name].",
 )
-OUT = click.option("--out", "-o", type=Output(path_type=Path), required=True)
+OUT = click.option(
+    "--out", "-o", type=Output(path_type=Path), required=True, help="File or folder to write."
+)
 BY = click.option(
     "--by",
     type=click.Choice(["score_unhealthy", "score_covid", "score_other", "disease_fraction"]),
     default="score_unhealthy",
     show_default=True,
-    help="What to sort by, highest first.",
+    help="Column to sort by, highest first.",
 )
-COLUMN = click.option("--column", "extra", multiple=True, help="Also this column of the manifest.")
+COLUMN = click.option(
+    "--column", "extra", multiple=True, help="Also show this column of the manifest."
+)
 
 
 @click.command()
@@ -38,14 +42,22 @@ COLUMN = click.option("--column", "extra", multiple=True, help="Also this column
 @BY
 @COLUMN
 @click.option(
-    "--top", type=click.IntRange(0), default=200, show_default=True, help="Rows with a picture."
+    "--top",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Number of rows with a picture.",
 )
-@click.option("--model", type=PATH, help="What draws heat maps, if not the bundled model.")
-@click.option("--run", type=PATH, help="What comit screen --report wrote, for the throughput.")
+@click.option(
+    "--model", type=PATH, help="Model that draws the heat maps [default: the bundled model]."
+)
+@click.option(
+    "--run", type=PATH, help="JSON file of comit screen --report, to show the throughput."
+)
 def report(results: Path, images: Path | None, out: Path, **given: Any) -> None:
     """Write RESULTS as one HTML page that needs no network.
 
-    It holds paths and UIDs as RESULTS does, and X-rays: keep it where they may be kept.
+    The page contains X-rays, and the paths and UIDs of RESULTS. Keep it as safe as those.
     """
     from comit.console import Console
     from comit.look.report import write_report
@@ -59,11 +71,17 @@ def report(results: Path, images: Path | None, out: Path, **given: Any) -> None:
 @IMAGES
 @OUT
 @click.option(
-    "--style", type=click.Choice(["contour", "fill"]), default="contour", show_default=True
+    "--style",
+    type=click.Choice(["contour", "fill"]),
+    default="contour",
+    show_default=True,
+    help="Draw outlines, or fill the masks.",
 )
-@click.option("--flagged", is_flag=True, help="Only rows with a flag.")
+@click.option("--flagged", is_flag=True, help="Draw only rows with a flag.")
 @click.option(
-    "--explain", type=click.Choice(["gradcam"]), help="Also what the network looked at, as heat."
+    "--explain",
+    type=click.Choice(["gradcam"]),
+    help="Also show as heat what the network looked at.",
 )
 @click.option(
     "--task",
@@ -117,7 +135,7 @@ def overlay(
 @BY
 @COLUMN
 def worklist(results: Path, out: Path, by: str, extra: tuple[str, ...]) -> None:
-    """Write RESULTS as CSV in the order in which to read them; failed rows come last."""
+    """Write RESULTS as CSV in reading order; failed rows come last."""
     from comit.look.worklist import worklist as run
 
     rows = run(results, out, by, extra)
@@ -153,7 +171,7 @@ def dicom(results: Path, images: Path | None, out: Path, kind: Any) -> None:
 @click.argument("b", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def compare(a: Path, b: Path, as_json: bool) -> None:
-    """Say how the results B differ from A: scores, flags, masks."""
+    """Show how scores, flags and masks of the results B differ from A."""
     import json
 
     from comit import heap

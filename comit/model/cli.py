@@ -21,7 +21,9 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
-WORKERS = click.option("--workers", type=click.IntRange(1), help="Threads that read images.")
+WORKERS = click.option(
+    "--workers", type=click.IntRange(1), help="Number of threads that read images."
+)
 RECIPE = click.option(
     "--recipe",
     type=click.Choice(["default", "paper", "strong"]),
@@ -31,13 +33,22 @@ RECIPE = click.option(
     "as the bundled model's last runs: sources balanced, more variation, small images first.",
 )
 
-WIDTH = click.option("--width", type=click.FloatRange(0, 4, min_open=True), help="Channel factor.")
-EPOCHS = click.option("--epochs", type=click.IntRange(1), help="Passes over the training images.")
+WIDTH = click.option(
+    "--width",
+    type=click.FloatRange(0, 4, min_open=True),
+    help="Width of the network; 1 is the paper's.",
+)
+EPOCHS = click.option(
+    "--epochs", type=click.IntRange(1), help="Number of passes over the training images."
+)
 SMALL_EPOCHS = click.option(
-    "--small-epochs", type=click.IntRange(0), help="How many of them see small images."
+    "--small-epochs", type=click.IntRange(0), help="Number of those passes that use small images."
 )
 LEARNING_RATE = click.option(
-    "--lr", "learning_rate", type=click.FloatRange(0, min_open=True), help="Step size."
+    "--lr",
+    "learning_rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Learning rate; its highest value where it varies.",
 )
 
 
@@ -60,28 +71,41 @@ def recipe_config(recipe: str, given: dict[str, Any]) -> TrainConfig:
     type=FOLDER,
     required=True,
     metavar="RUN",
-    help="Folder of the run: weights, checkpoint, figures.",
+    help="Folder to write weights, checkpoint and figures to.",
 )
 @RECIPE
 @WIDTH
 @EPOCHS
 @SMALL_EPOCHS
-@click.option("--balance", type=click.FloatRange(0, 1), help="Weight of rare groups; 0 is none.")
-@click.option("--soften", type=click.FloatRange(0, 1), help="Teachers' share in class labels.")
-@click.option("--adversary", type=click.FloatRange(0), help="Unlearning of the source; 0 is none.")
+@click.option(
+    "--balance",
+    type=click.FloatRange(0, 1),
+    help="How far rare groups of source and label weigh as much as large ones; 0: not at "
+    "all, 1: wholly.",
+)
+@click.option(
+    "--soften",
+    type=click.FloatRange(0, 1),
+    help="Share of the teachers' scores in the class labels.",
+)
+@click.option(
+    "--adversary",
+    type=click.FloatRange(0),
+    help="Strength with which the network unlearns the source; 0: not at all.",
+)
 @click.option(
     "--mix",
     type=click.FloatRange(0),
-    help="Mixup across sources, shares from Beta(X, X); 0 is none.",
+    help="Mix images of two sources, with shares from Beta(X, X); 0: do not mix.",
 )
 @click.option(
     "--mask-weight",
     type=click.FloatRange(0, min_open=True),
-    help="Weight of the masks' losses against the classes'.",
+    help="Weight of the mask losses relative to the class losses.",
 )
-@click.option("--batch-size", type=click.IntRange(2), help="Images a step.")
+@click.option("--batch-size", type=click.IntRange(2), help="Images per training step.")
 @LEARNING_RATE
-@click.option("--seed", type=click.IntRange(0), help="Start of every random number.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of all random numbers.")
 @DEVICE
 @click.option(
     "--init",
@@ -102,10 +126,12 @@ def recipe_config(recipe: str, given: dict[str, Any]) -> TrainConfig:
 @click.option(
     "--gate",
     type=MANIFEST,
-    help="Parquet manifest of pictures that are no frontal chest radiograph: path, split, kind.",
+    help="Parquet manifest of images that are not frontal chest radiographs: path, split, kind.",
 )
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of RUN.")
-@click.option("--test", is_flag=True, help="Report on test as well, once all choices are made.")
+@click.option(
+    "--test", is_flag=True, help="Also report on the test split. Use it once, after all choices."
+)
 @WORKERS
 def train(
     manifest: Path,
@@ -120,17 +146,17 @@ def train(
     workers: int | None,
     **given: Any,
 ) -> None:
-    """Trains COMiT-Net on the images of MANIFEST and writes the folder RUN.
+    """Train COMiT-Net on the images of MANIFEST and write the folder RUN.
 
     MANIFEST is a Parquet file, a row an image: path (relative to it), split (train, val, test),
     healthy, covid, other (true, false or null for unknown); optional: source, lung_boxes,
     disease_boxes (lists of [x, y, w, h] in pixels), lung_mask, disease_mask (paths of PNG).
-    The epoch is chosen on val, the thresholds come from val, test is not read without --test
-    (later: with --resume). Every figure stands beside the one that the source's name and a fixed
-    mask give without a model.
+    val chooses the epoch and gives the thresholds. comit reads test only with --test (also later,
+    with --resume). Beside every figure stands the baseline without a model: the source's name and
+    a fixed mask.
 
-    Options left out are the recipe's. A run that was killed goes on with --resume and the same
-    options, and ends with the weights it would have had.
+    The recipe sets all options that you leave out. To continue a killed run, add --resume to the
+    same options: it ends with the same weights.
     """
     try:
         from comit.model.train import train as run
@@ -164,14 +190,17 @@ def train(
     type=click.Choice(["platt", "isotonic"]),
     default="platt",
     show_default=True,
-    help="Curve from scores to shares: logistic, or steps.",
+    help="Curve that maps scores to shares: logistic (platt) or stepwise (isotonic).",
 )
 @click.option(
     "--folds",
     type=click.IntRange(2),
-    help="Score train and val out of fold, by networks trained for it; else val by MODEL.",
+    help="Train this many networks and score train and val out of fold. "
+    "Without it, MODEL scores val.",
 )
-@click.option("--work", type=FOLDER, help="Folder of what --folds trains; resumed if there.")
+@click.option(
+    "--work", type=FOLDER, help="Folder for the networks of --folds; existing ones are resumed."
+)
 @RECIPE
 @EPOCHS
 @SMALL_EPOCHS
@@ -189,12 +218,12 @@ def calibrate(
     workers: int | None,
     **given: Any,
 ) -> None:
-    """Writes thresholds at 90 % and 99 % specificity into the card of MODEL, which `comit screen`
-    takes its flags from, and a calibration of the scores.
+    """Write thresholds at 90 % and 99 % specificity, and a calibration of the scores, into the
+    card of MODEL. `comit screen` sets flags by these thresholds.
 
-    MODEL is a training run's folder or an .onnx file of comit's. Each threshold stands beside the
-    number of negatives behind it and the 95 % interval of its specificity. Val has few negatives:
-    --folds trains as many networks, patients apart, so that train counts as well.
+    MODEL is the folder of a training run or an .onnx file of comit. The card also gets the number
+    of negatives and the 95 % interval of each specificity. If val has few negatives, use --folds:
+    networks trained without a patient then score that patient, so that train counts as well.
     """
     try:
         from comit.model.calibrate import calibrate as run
@@ -217,17 +246,25 @@ def calibrate(
 @click.command(short_help="Everything the paper measures, on one page.")
 @click.argument("model")
 @click.argument("manifest", type=MANIFEST)
-@click.option("--split", default="test", show_default=True, help="Which rows of MANIFEST.")
-@click.option("--out", type=FOLDER, required=True, metavar="DIR", help="Folder of the page.")
+@click.option(
+    "--split", default="test", show_default=True, help="Split of MANIFEST to evaluate on."
+)
+@click.option(
+    "--out", type=FOLDER, required=True, metavar="DIR", help="Folder to write the page to."
+)
 @click.option(
     "--resamples",
     type=click.IntRange(0),
     default=1000,
     show_default=True,
-    help="Draws of patients behind each interval.",
+    help="Number of resamples of patients for each interval.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--pictures/--no-pictures", default=True, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the resamples."
+)
+@click.option(
+    "--pictures/--no-pictures", default=True, show_default=True, help="Draw curves and X-rays too."
+)
 @click.option(
     "--changes",
     is_flag=True,
@@ -247,12 +284,12 @@ def evaluate(
     device: str,
     workers: int | None,
 ) -> None:
-    """Writes evaluation.md, evaluation.json and pictures into DIR.
+    """Write evaluation.md, evaluation.json and pictures into DIR.
 
-    MODEL is "bundled", a training run's folder or an .onnx file of comit's. COVID-19 against
-    other diseases within one source comes first; each figure has an interval and stands beside
-    the one that needs no model, and beside the paper's where it has one. The pictures show X-rays
-    of MANIFEST: keep them as you keep those.
+    MODEL is "bundled", the folder of a training run or an .onnx file of comit. The page starts with
+    COVID-19 against other diseases within one source. Each figure has an interval, the baseline
+    without a model, and the paper's figure if there is one. The pictures show X-rays of MANIFEST:
+    keep them as safe as those.
     """
     try:
         from comit.model.evaluation import EvaluationConfig

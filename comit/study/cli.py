@@ -26,8 +26,12 @@ from comit.model.cli import (
 def _comparison(table: str, help_text: str, short: str) -> click.Command:
     @click.command(table, help=help_text, short_help=short)
     @click.argument("manifest", type=MANIFEST)
-    @click.option("--out", type=FOLDER, required=True, metavar="DIR", help="Folder of all rows.")
-    @click.option("--only", multiple=True, metavar="ROW", help="Row to run; may be repeated.")
+    @click.option(
+        "--out", type=FOLDER, required=True, metavar="DIR", help="Folder to write all rows to."
+    )
+    @click.option(
+        "--only", multiple=True, metavar="ROW", help="Run only this row; repeat for several."
+    )
     @click.option(
         "--seed",
         "seeds",
@@ -35,19 +39,20 @@ def _comparison(table: str, help_text: str, short: str) -> click.Command:
         multiple=True,
         default=(0,),
         show_default=True,
-        help="Once for each initialisation.",
+        help="Seed of the first weights; repeat for several.",
     )
     @click.option(
         "--model",
         default="bundled",
         show_default=True,
-        help="Whose embeddings scikit-learn's rows learn from, and whose lungs are cropped to.",
+        help="Model whose embeddings train scikit-learn's rows, and whose lung masks crop images.",
     )
     @click.option(
         "--init",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         metavar="VGG16",
-        help="Local torchvision VGG16 weights for the rows with COMiT-Net's encoder, width 1.",
+        help="Local file of torchvision's VGG16 weights, for rows with COMiT-Net's encoder "
+        "at width 1.",
     )
     @RECIPE
     @WIDTH
@@ -90,10 +95,10 @@ def _comparison(table: str, help_text: str, short: str) -> click.Command:
     return command
 
 
-_KEPT = "A finished row is not run again, an interrupted one goes on; one not run says so."
+_KEPT = "Finished rows are not run again; interrupted rows are resumed."
 baselines = _comparison(
     "baselines",
-    f"""Trains and measures the networks that the paper compares with (table 4, section 4.1).
+    f"""Train and measure the networks that the paper compares with (table 4, section 4.1).
 
     DenseNet121, MobileNetV2, ResNet18 and VGG19 of torchvision with a fully connected head, from
     random weights; scikit-learn's random forest and SVM on embeddings; MONAI's U-Net; SegNet
@@ -105,7 +110,7 @@ baselines = _comparison(
 )
 ablation = _comparison(
     "ablation",
-    f"""Trains COMiT-Net on the eight sets of tasks of the paper's table 5; writes ablation.md.
+    f"""Train COMiT-Net on the eight sets of tasks of the paper's table 5; write ablation.md.
 
     With --seed three times, the spread over initialisations as in figure 8. {_KEPT}
     """,
@@ -113,7 +118,7 @@ ablation = _comparison(
 )
 parts = _comparison(
     "parts",
-    f"""Trains COMiT-Net without each part of a recipe, and in ways against the source shortcut.
+    f"""Train COMiT-Net without each part of a recipe, and in ways against the source shortcut.
 
     Meant for --recipe strong, all tasks. loss-...: the losses of equation 8 summed as printed,
     diseased pixels weighted as others, and both. recipe-default: what the default recipe has in
