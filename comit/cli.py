@@ -90,7 +90,7 @@ PATH = click.Path(path_type=Path)
 
 
 @main.command()
-@click.argument("source", metavar="INPUT...", type=PATH, nargs=-1, required=True)
+@click.argument("source", metavar="INPUT...", type=click.Path(), nargs=-1, required=True)
 @click.option(
     "--out",
     "-o",
@@ -151,6 +151,11 @@ PATH = click.Path(path_type=Path)
     type=PATH,
     help="Folder that contains all files of the manifest; paths are relative to it "
     "[default: the manifest's folder].",
+)
+@click.option(
+    "--endpoint",
+    metavar="URL",
+    help="Server for s3:// addresses, such as MinIO [default: Amazon S3].",
 )
 @click.option(
     "--masks",
@@ -228,7 +233,7 @@ PATH = click.Path(path_type=Path)
 def screen(
     ctx: click.Context,
     /,
-    source: tuple[Path, ...],
+    source: tuple[str, ...],
     out: str,
     model: Path | None,
     report_to: Path | None,
@@ -242,6 +247,8 @@ def screen(
     or CSV table with a column `path` (relative to the table) and an optional `id`; other columns
     are copied into the results. Several folders and images are screened as parts of the folder
     that contains them all. comit recognises DICOM, PNG and JPEG by their content.
+    INPUT, and a path of a manifest, may also be an address: s3://BUCKET/PREFIX/, gs://, az://, or
+    https://HOST/FILE.
 
     A row is `ok` with scores, flags and COCO run-length masks, or `skipped` because the image is
     not a frontal chest radiograph, or `failed`. Skipped and failed rows have a reason code.
@@ -265,6 +272,7 @@ def screen(
       comit screen ./xrays --out fp32.parquet --precision fp32 --pattern '*.dcm'
       comit screen /archive --out results/ --exclude '#old/' --exclude 'test-*'
       comit screen xrays/*.jpg --out results.parquet
+      comit screen s3://archive/xrays/ --out results/
     """
     from comit import heap
     from comit.options import Options

@@ -49,6 +49,11 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         f"is not a whole number from 1 to {MOST_WORKERS}",
     ),
     (("timeout",), lambda v: isinstance(v, int | float) and v > 0, "is not a number above 0"),
+    (
+        ("endpoint",),
+        lambda v: v is None or (isinstance(v, str) and v.startswith(("http://", "https://"))),
+        "is not an address that begins with https:// or http://",
+    ),
     (("device", "pattern"), lambda v: isinstance(v, str) and v != "", "is not a text"),
     (
         ("exclude", "keep"),
@@ -81,6 +86,7 @@ class Options:
     exclude: tuple[str, ...] = ()  # patterns of files and folders to leave out, as in .gitignore
     include_hidden: bool = False  # screen also what machines make: comit.source.leave_out
     root: Path | None = None  # where a manifest's paths begin, and what they may not leave
+    endpoint: str | None = None  # address of a server that speaks S3, if not Amazon's
     masks: Masks = "all"  # which rows get masks: all, flagged or none
     operating_point: str = "90"  # specificity in % that the flags' thresholds have: 90 or 99
     timeout: float = 60.0  # seconds that reading and decoding one file may take

@@ -32,12 +32,8 @@ from comit.run.report import Report
 if TYPE_CHECKING:
     from comit.engine.base import Engine
     from comit.pipeline.lanes import Lanes
-    from comit.run.merge import Tally
-    from comit.run.run import Run
-
-if TYPE_CHECKING:
-    from comit.pipeline.lanes import Lanes
     from comit.pipeline.worker import Task
+    from comit.run.merge import Tally
     from comit.run.run import Run
 
 
@@ -52,8 +48,9 @@ def screen(
 ) -> Report:
     """Screens every item of ``source`` and writes one row for each to ``out``.
 
-    ``source`` is a folder, an image file, or a Parquet or CSV manifest; or several folders and
-    images, which are screened as a part of the folder that holds them all. ``out`` is a Parquet
+    ``source`` is a folder, an image file, an address (``s3://bucket/prefix/``), or a Parquet or CSV
+    manifest; or several folders and images, which are screened as a part of the folder that holds
+    them all. ``out`` is a Parquet
     file, replaced as a whole, or a folder (a name that ends in ``/`` or has no suffix), to which a
     file is added of what is new or has changed.
 
@@ -64,10 +61,12 @@ def screen(
     """
     from comit.engine import load_engine
     from comit.image.base import Limits
+    from comit.pipeline.fetch import Fetcher
     from comit.pipeline.lanes import Lanes
     from comit.pipeline.pool import Pool
     from comit.run.run import Run
     from comit.source import write_worklist
+    from comit.source.address import Stores
     from comit.source.base import Selection
     from comit.source.inputs import Input
     from comit.terminal.prometheus import Metrics
@@ -90,10 +89,12 @@ def screen(
             names,
             options.keep,
             options.root,
+            options.endpoint,
+            options.timeout,
         )
         provenance = Provenance.of(
             given.described(),
-            options.root or given.root,
+            given.place(options.root),
             names,
             card,
             point,
@@ -109,13 +110,20 @@ def screen(
             Metrics(options.metrics_file, run).succeeded()
             return nothing_new(run)
         # The decoding processes start while the engine compiles, and have ended before the merge.
-        with Pool(
-            options.workers or decoders(),
-            ring_bytes(options.ring_bytes),
-            Limits(),
-            options.timeout,
-            options.view_policy,
-        ) as pool:
+        workers, limits = options.workers or decoders(), Limits()
+        stores = Stores(options.endpoint, options.timeout)
+        with (
+            Fetcher(stores, workers, limits, options.timeout) as fetcher,
+            Pool(
+                workers,
+                ring_bytes(options.ring_bytes),
+                limits,
+                options.timeout,
+                options.view_policy,
+                inherited=fetcher.files,
+            ) as pool,
+            fetcher.waking(pool.wake),
+        ):
             engine = load_engine(
                 options.model,
                 name=options.engine,
@@ -133,7 +141,9 @@ def screen(
                 Lanes(engine, run.add, point, card.gate, options.masks, step) as lanes,
                 Metrics(options.metrics_file, run, lanes, pool) as metrics,
             ):
-                for done, image in pool.run(tasks(run, stop, engine.takes_samples)):
+                todo = fetcher.tasks(tasks(run, stop, engine.takes_samples))
+                for decoded, image in pool.run(todo):
+                    done = fetcher.done(decoded)
                     if run.done > resumed:
                         step(run.done - resumed, earlier=True)
                         resumed = run.done
@@ -147,18 +157,19 @@ def screen(
         stages = {"decode": pool.seconds, **lanes.seconds}
         tally = run.finish()
         metrics.succeeded()
-        return report(run, tally, lanes, engine, provenance, seconds, stages)
+        notes = [*engine.notes, *fetcher.notes()]
+        return report(run, tally, lanes, engine, provenance, seconds, stages, notes)
 
 
-def tasks(run: Run, stop: threading.Event, raw: bool) -> Iterator[Task]:
-    """What is still to be done, until the run is to stop."""
+def tasks(run: Run, stop: threading.Event, raw: bool) -> Iterator[tuple[Task, int | None]]:
+    """What is still to be done, with its bytes as listed, until the run is to stop."""
     from comit.pipeline.worker import Task
 
     for index, item in run.todo():
         if stop.is_set():
             return
         problem = item.problem and str(item.problem)
-        yield Task(index, item.file, "samples" if raw else "grid", problem)
+        yield Task(index, item.file, "samples" if raw else "grid", problem), item.size
 
 
 def operating_point(points: dict[str, OperatingPoint], options: Options) -> OperatingPoint | None:
@@ -213,6 +224,7 @@ def report(
     provenance: Provenance,
     seconds: float,
     stages: dict[str, float],
+    notes: list[str],
 ) -> Report:
     """Sums a run up."""
     return Report(
@@ -241,5 +253,5 @@ def report(
         },
         settings=provenance.settings(),
         left_out=run.listing.left_out,
-        notes=[*run.listing.notes, *engine.notes],
+        notes=[*run.listing.notes, *notes],
     )

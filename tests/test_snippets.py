@@ -82,8 +82,9 @@ def named(snippet: Snippet) -> str:
 
 
 SHELL: dict[str, list[str]] = {}  # page -> the scripts that are run, in order
+ELSEWHERE = {"docs/how-to/object-stores.md": "tests/test_objects.py"}  # with a server
 for part in snippets("sh"):
-    if not part.left:
+    if not part.left and part.page not in ELSEWHERE:
         SHELL.setdefault(part.page, []).append(part.script)
 PYTHON = {s.text.split("\n")[0]: s.text for s in snippets("python")}
 QUERIES = ROOT / "docs" / "how-to" / "query-results.md"

@@ -28,6 +28,7 @@ from comit.options import Options
 from comit.pipeline.pool import Pool
 from comit.pipeline.worker import Done, Task
 from comit.reasons import REASONS, Fail
+from comit.source.address import is_address
 from comit.source.spelling import spellings
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class Pictures:
             )
         if root is None and "root" not in said:
             raise UsageError("these results do not say where their pictures are; give --images")
+        if root is None and is_address(str(said["root"])):
+            raise UsageError(
+                "these pictures are not files here but objects of a store; copy them into a folder "
+                "and give it with --images"
+            )
         folder = _screened(root) if root else Path(os.fsdecode(_named(said["root"], os.path.isdir)))
         if not folder.is_dir():
             raise UsageError(f"{folder} is not a folder; give the screened one with --images")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from comit import __version__, preprocess_version
@@ -25,7 +24,7 @@ class Provenance:
     """
 
     input: str
-    root: str  # the folder that names are relative to
+    root: str  # the folder, or address, that names are relative to
     pattern: str
     exclude: tuple[str, ...]
     include_hidden: bool
@@ -42,20 +41,20 @@ class Provenance:
     @staticmethod
     def of(
         described: bytes,
-        root: Path,
+        place: bytes,
         names: Identifiers,
         card: Card,
         point: OperatingPoint | None,
         **options: Any,
     ) -> Provenance:
-        """Of an input (:meth:`comit.source.inputs.Input.described`), a model and its options.
+        """Of an input (``described()`` and ``place()`` of it), a model and its options.
 
         ``options`` are fields by name: pattern, exclude, include_hidden, masks, view_policy.
         """
         options["exclude"] = tuple(names.text(os.fsencode(p)) for p in options["exclude"])
         return Provenance(
             input=names.text(described),
-            root=names.text(os.fsencode(root.resolve())),
+            root=names.text(place),
             model_name=card.name,
             model=card.sha256,
             operating_point=point,

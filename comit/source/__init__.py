@@ -1,4 +1,4 @@
-"""What is to be screened: folders, files, or a manifest become a frozen work list."""
+"""What is to be screened: folders, files, objects, or a manifest become a frozen work list."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from comit.errors import UsageError
+from comit.source.address import Stores
 from comit.source.base import SHARD, Listing, Selection
 from comit.source.inputs import Input
 from comit.source.worklist import Writer
@@ -17,7 +18,7 @@ def write_worklist(source: Input, to: BinaryIO, files: BinaryIO, selection: Sele
 
     Raises UsageError where there is nothing to screen or the manifest cannot be used.
     """
-    from comit.source import folder, manifest
+    from comit.source import folder, manifest, objects
 
     given = {
         "--pattern": selection.pattern != "*",
@@ -25,16 +26,20 @@ def write_worklist(source: Input, to: BinaryIO, files: BinaryIO, selection: Sele
         "--include-hidden": selection.include_hidden,
     }
     single = len(source.paths) == 1 and not source.paths[0].is_dir()
+    stores = Stores(selection.endpoint, selection.timeout)
     if single and (idle := [name for name, value in given.items() if value]):
         raise UsageError(f"{idle[0]} is for folders, and {source} is none")
     if source.is_manifest:
-        return manifest.write(source.paths[0], to, files, selection)
+        return manifest.write(source.paths[0], to, files, selection, stores)
     if selection.root is not None:
         raise UsageError(f"a root is for the paths of a manifest, and {source} is none")
     if selection.keep:
         raise UsageError(f"--keep is for columns of a manifest, and {source} is none")
     left_out: Counter[str] = Counter()
-    items = folder.items(source, selection, left_out)
+    if source.address is not None:
+        items = objects.items(source.address, stores, selection, left_out)
+    else:
+        items = folder.items(source, selection, left_out)
     with Writer(to, files) as writer:
         while chunk := list(islice(items, SHARD)):
             writer.write(chunk)

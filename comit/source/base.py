@@ -38,6 +38,8 @@ class Selection:
     identifiers: Identifiers = Identifiers()
     keep: tuple[str, ...] = ()  # manifest columns that may be passed through unless plain
     root: Path | None = None  # where a manifest's paths begin, and what they may not leave
+    endpoint: str | None = None  # of a server that speaks S3, if not Amazon's
+    timeout: float = 60.0  # seconds that a store may take to answer
 
 
 @dataclass(frozen=True)

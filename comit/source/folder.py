@@ -64,7 +64,7 @@ class _Tree:
         """Whether no rule leaves a path out, nor the pattern a file; counts what a rule does."""
         name = os.path.relpath(path, self._top)
         if rule := self._rule(name, folder):
-            self._left_out[self._shown(rule)] += 1
+            self._left_out[shown_rule(rule, self._selection)] += 1
         return rule is None and (folder or self._fits(name))
 
     def walk(self, folders: list[bytes]) -> Iterator[Item]:
@@ -120,12 +120,13 @@ class _Tree:
         shown = os.path.basename(name).decode("utf-8", "backslashreplace")  # noqa: PTH119
         return fits(shown, self._selection.pattern)
 
-    def _shown(self, rule: str) -> str:
-        """A rule as results show it: a user's pattern can name a patient."""
-        typed = self._selection.exclude
-        if rule in typed and self._selection.identifiers.mode != "plain":
-            return f"--exclude {typed.index(rule) + 1}"
-        return rule
+
+def shown_rule(rule: str, selection: Selection) -> str:
+    """A rule that leaves something out as results show it: a user's pattern can name a patient."""
+    typed = selection.exclude
+    if rule in typed and selection.identifiers.mode != "plain":
+        return f"--exclude {typed.index(rule) + 1}"
+    return rule
 
 
 def fits(name: str, pattern: str) -> bool:

@@ -1,4 +1,4 @@
-"""What is screened: folders, files or a manifest."""
+"""What is screened: folders, files, a manifest, or what an address names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from comit.errors import UsageError
 from comit.results import STAGING
+from comit.source.address import Address, is_address
 
 
 @dataclass(frozen=True)
@@ -17,21 +18,33 @@ class Input:
     """What is screened: a folder, an image or a manifest, or several folders and files.
 
     ``root`` is the folder that names are relative to: a single folder itself, else the deepest
-    folder that all inputs lie in. Raises UsageError where one is not there or cannot be an input.
+    folder that all inputs lie in. With an ``address`` there are no paths, and names are relative to
+    it. Raises UsageError where one is not there or cannot be an input.
     """
 
     paths: tuple[Path, ...]
+    address: Address | None = None
     root: Path = field(init=False)
     is_manifest: bool = field(init=False)
 
     @staticmethod
     def of(source: Path | str | Sequence[Path | str]) -> Input:
         """One input, or several."""
-        return Input(tuple(map(Path, [source] if isinstance(source, Path | str) else source)))
+        given = [source] if isinstance(source, Path | str) else [*source]
+        if addresses := [text for text in given if isinstance(text, str) and is_address(text)]:
+            if len(given) > 1:
+                raise UsageError(
+                    "an address is screened alone; a manifest may name addresses and files"
+                )
+            return Input((), Address.of(addresses[0]))
+        return Input(tuple(map(Path, given)))
 
     def __post_init__(self) -> None:
         from comit.source.manifest import is_manifest
 
+        if self.address is not None:
+            object.__setattr__(self, "is_manifest", False)
+            return
         if not self.paths:
             raise UsageError("nothing to screen: name a folder, images or a manifest")
         for path in self.paths:
@@ -58,10 +71,14 @@ class Input:
         object.__setattr__(self, "root", above)
 
     def __str__(self) -> str:
+        if self.address is not None:
+            return self.address.place
         return str(self.paths[0]) if len(self.paths) == 1 else f"{len(self.paths)} inputs"
 
     def described(self) -> bytes:
         """What tells one input from another."""
+        if self.address is not None:
+            return str(self.address).encode()
         if len(self.paths) == 1:
             return os.fsencode(self.paths[0].resolve())
         names = b"\0".join(map(os.fsencode, self.paths))
@@ -71,3 +88,9 @@ class Input:
             len(self.paths),
             digest.encode(),
         )
+
+    def place(self, root: Path | None = None) -> bytes:
+        """What names are relative to: a folder, ``root`` of a manifest, or the address."""
+        if self.address is not None:
+            return str(self.address).encode()
+        return os.fsencode((root or self.root).resolve())

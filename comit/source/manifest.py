@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from comit import parquet
-from comit.errors import UsageError
+from comit.errors import ItemError, UsageError
 from comit.reasons import Fail, Skip
+from comit.source.address import REFUSALS, REQUESTS, Address, Stores, is_address
 from comit.source.base import SHARD, Item, Listing, Selection, stamp, unlike
 from comit.source.csvfile import LONGEST, Csv
 from comit.source.spelling import spellings
@@ -46,7 +48,9 @@ def _is_parquet(path: Path) -> bool:
         return False
 
 
-def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -> Listing:
+def write(
+    manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection, stores: Stores
+) -> Listing:
     """Writes the work list of ``manifest``; raises UsageError naming file, row and column.
 
     The manifest is read twice, so that what is remembered of a row is 8 bytes.
@@ -56,7 +60,8 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
 
     if selection.root is not None and not selection.root.is_dir():
         raise UsageError(f"the root {selection.root} is not a folder")
-    place = Place(selection.root or manifest.parent, jailed=selection.root is not None)
+    jailed = selection.root is not None
+    place = Place(selection.root or manifest.parent, jailed, stores)
     table = Table(manifest, place)
     identifiers, schema = selection.identifiers, table.schema
     names = [n for n in schema.names if n not in ("path", "id")]
@@ -84,6 +89,7 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
             paths = table.texts(rows, "path", count)
             ids = table.texts(rows, "id", count) if key == "id" else None
             items = []
+            place.look_ahead(paths)
             for i, path in enumerate(paths):
                 name = os.fsencode(path) if path else b""
                 known_by = path if ids is None else ids[i]
@@ -114,8 +120,10 @@ def write(manifest: Path, to: BinaryIO, files: BinaryIO, selection: Selection) -
 class Place:
     """Where a manifest's paths begin, and the files that they mean."""
 
-    def __init__(self, base: Path, jailed: bool) -> None:
-        self.base = base
+    def __init__(self, base: Path, jailed: bool, stores: Stores | None = None) -> None:
+        self.base, self._stores = base, stores
+        self._objects: dict[str, Found] = {}  # by address, of the rows in hand
+        self._refused = 0  # addresses one after the other that no store told of
         self._base = os.fsencode(base)
         self._jail = os.path.realpath(self._base) if jailed else None
         self.found = self.missing = self.respelled = 0
@@ -126,6 +134,8 @@ class Place:
         Where no file has the name as written, one is looked for under other spellings.
         """
         name = os.fsencode(path)
+        if is_address(name):
+            return self._objects.get(path, (name, Skip.OUTSIDE_ROOT, NOT_THERE))
         file, problem, known = self._looked_at(name)
         if problem is None and known == NOT_THERE:
             for other in spellings(path, self._is_there):
@@ -140,7 +150,40 @@ class Place:
 
     def is_there(self, path: str) -> bool:
         """Whether a path names a file, as it is written."""
-        return bool(path) and self._is_there(os.fsencode(path))
+        return bool(path) and (is_address(path) or self._is_there(os.fsencode(path)))
+
+    def look_ahead(self, paths: Sequence[str | None]) -> None:
+        """Asks the stores for all addresses among some paths, many at a time.
+
+        What cannot be asked for now is fetched all the same, and has its reason then. With a root
+        an address is outside. Raises UsageError for an address that comit cannot read, and where
+        the stores refuse everything.
+        """
+        addresses = [path for path in dict.fromkeys(paths) if path and is_address(path)]
+        self._objects = {}
+        if (stores := self._stores) is None or self._jail is not None or not addresses:
+            return
+
+        def asked(address: Address) -> Stamp:
+            try:
+                found = stores.look(address)
+            except ItemError:
+                return NOT_THERE
+            return found.size, found.mtime
+
+        parsed = [Address.of(path) for path in addresses]
+        with ThreadPoolExecutor(REQUESTS) as threads:
+            for path, address, known in zip(
+                addresses, parsed, threads.map(asked, parsed), strict=True
+            ):
+                self._objects[path] = (os.fsencode(path), None, known)
+                self._refused = 0 if known != NOT_THERE else self._refused + 1
+                if self._refused == REFUSALS and not self.found:
+                    raise UsageError(
+                        f"{address.place} tells of none of {REFUSALS} objects of the manifest; "
+                        "check the addresses, the network, the credentials and --endpoint"
+                    )
+                self.found += known != NOT_THERE
 
     def notes(self, manifest: Path) -> list[str]:
         """What to know of where the files were found."""
