@@ -21,6 +21,7 @@ from comit.data.readers import (
     chexpert,
     collection,
     covid_chestxray,
+    kermany,
     radiography,
 )
 from comit.errors import UsageError
@@ -325,6 +326,54 @@ def test_radiography(tmp_path: Path) -> None:
     assert [r["lung_mask"] for r in rows] == [mask, None, None, None]
 
 
+@pytest.fixture
+def children(tmp_path: Path) -> Path:
+    folder = tmp_path / "chest_xray"
+    for name in (
+        "train/PNEUMONIA/person1_bacteria_1.jpeg",
+        "train/PNEUMONIA/person1_bacteria_2.jpeg",
+        "test/PNEUMONIA/person1_virus_6.jpeg",
+        "val/PNEUMONIA/person1946_bacteria_4874.jpeg",
+        "train/NORMAL/IM-0115-0001.jpeg",
+        "train/NORMAL/NORMAL2-IM-0115-0001-0002.jpeg",
+        "test/NORMAL/NORMAL-1003233-0001.jpeg",  # as Mendeley has them
+        "test/PNEUMONIA/VIRUS-1003233-0002.jpeg",
+        "train/PNEUMONIA/._person1_bacteria_1.jpeg",
+    ):
+        picture(folder / name)
+    return folder
+
+
+def test_kermany(children: Path) -> None:
+    rows = {r["path"].stem: r for r in kermany(children)[0]}
+    assert len(rows) == 8
+    assert labels(rows["IM-0115-0001"]) == (True, False, False)
+    assert labels(rows["person1_virus_6"]) == (False, False, True)
+    assert rows["person1_virus_6"]["finding"] == "Viral pneumonia"
+    assert rows["person1946_bacteria_4874"]["finding"] == "Bacterial pneumonia"
+    assert rows["IM-0115-0001"]["disease_boxes"] == []
+    assert rows["person1_virus_6"]["disease_boxes"] is None
+    assert {r["view"] for r in rows.values()} == {"AP"}
+
+
+def test_a_child_of_several_folders_is_one_patient(children: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.parquet"
+    done = CliRunner().invoke(main, ["data", "kermany", str(children), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    rows = read_manifest(out)  # which refuses a patient in two splits
+    patients = [r["patient_id"].removeprefix("kermany:") for r in rows]
+    assert sorted(patients) == sorted(
+        ["person1"] * 3 + ["person1946"] + ["IM-0115"] * 2 + ["1003233"] * 2
+    )
+    assert {r["label_basis"] for r in rows} == {"two physicians"}
+
+
+def test_a_folder_without_children_is_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "NORMAL" / "IM-0115-0001.jpeg")
+    with pytest.raises(UsageError, match="has no train/PNEUMONIA"):
+        kermany(tmp_path)
+
+
 def many(patients: int = 40) -> list[dict[str, Any]]:
     return [
         {
@@ -408,6 +457,19 @@ def test_manifests_with_a_picture_or_a_split_patient_in_common_are_not_merged(
     with pytest.raises(UsageError, match="patients in more than one split: 1 in test and train"):
         merge([a, other], out)
     assert not out.exists()
+
+
+def test_merged_manifests_find_their_masks_and_keep_their_basis(tmp_path: Path) -> None:
+    label = {"source": "a", "healthy": True, "covid": False, "other": False, "split": "train"}
+    here = tmp_path / "deep"
+    here.mkdir()
+    kinds = ("path", "lung_mask", "disease_mask", "ignore_mask")
+    row = {k: here / f"{k}.png" for k in kinds}
+    write([label | row | {"label_basis": "two physicians"}], here / "m.parquet")
+    merge([here / "m.parquet"], tmp_path / "both.parquet")
+    (read,) = read_manifest(tmp_path / "both.parquet")
+    assert [read[k] for k in kinds] == [f"deep/{k}.png" for k in kinds]
+    assert read["label_basis"] == "two physicians"
 
 
 def test_counts_are_those_of_the_papers_tables() -> None:

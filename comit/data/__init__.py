@@ -1,5 +1,7 @@
-"""The paper's data sets, as published, to the manifest that ``comit train`` takes.
+"""Public data sets, as published, to the manifest that ``comit train`` takes.
 
-:mod:`.readers` one function a data set; :mod:`.manifest` splits, balances, counts and writes.
-No picture is opened and nothing is downloaded: each data set has its own licence to agree to.
+:mod:`.readers` one function a data set, with :mod:`.boxed` (DICOM files with boxes) and
+:mod:`.outlined` (outlines of lungs); :mod:`.manifest` splits, balances, counts and writes.
+Nothing is downloaded: each data set has its own licence to agree to. No picture is changed or
+decoded, but for the raw pictures of JSRT and for masks, which are drawn beside the manifest.
 """

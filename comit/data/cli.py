@@ -1,4 +1,4 @@
-"""``comit data``: the paper's data sets to training manifests."""
+"""``comit data``: public data sets to training manifests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from comit.terminal.arguments import Output
 
 if TYPE_CHECKING:
-    from comit.data.readers import Found, Row
+    from comit.data.tables import Found, Row
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -87,6 +87,61 @@ def _plain(name: str, help_text: str) -> None:
 _plain("chestxray14", "ChestX-ray14: Data_Entry_2017*.csv, BBox_List_2017.csv, images*/.")
 _plain("bimcv", "BIMCV-COVID19+: sub-*/ses-*/mod-rx and derivatives/EHR; labels as in 4.4.")
 _plain("radiography", "COVID-19 Radiography Database: COVID, Normal, Lung_Opacity, ...")
+_plain("kermany", "Kermany's children with and without pneumonia: train/, test/, val/.")
+
+
+def _boxed(name: str, help_text: str) -> None:
+    @data.command(name, help=help_text)
+    @_options
+    @click.option(
+        "--copies",
+        type=FOLDER,
+        help="List the PNG or JPEG copies in this folder, named as the DICOM files are, and scale "
+        "the boxes to them. Default: list the DICOM files.",
+    )
+    def command(
+        folder: Path,
+        out: Path,
+        seed: int,
+        balance_views: bool,
+        split: str | None,
+        copies: Path | None,
+    ) -> None:
+        from comit.data.readers import BOXED
+
+        _finish(BOXED[name](folder, copies), out, seed, balance_views, split)
+
+
+_boxed("siim", "SIIM-FISABIO-RSNA COVID-19 2021, as on Kaggle: train_*_level.csv, train/.")
+_boxed(
+    "vindr", "VinDr-CXR, as at PhysioNet (annotations/, train/, test/) or on Kaggle (train.csv)."
+)
+_boxed(
+    "rsna-pneumonia",
+    "RSNA Pneumonia 2018, as on Kaggle, with RSNA's file of patients: stage_2_*, "
+    "pneumonia-challenge-dataset-mappings_2018.json.",
+)
+
+
+def _outlined(name: str, help_text: str) -> None:
+    @data.command(name, help=help_text)
+    @_options
+    def command(folder: Path, out: Path, seed: int, balance_views: bool, split: str | None) -> None:
+        from comit.data.readers import OUTLINED
+
+        _finish(OUTLINED[name](folder, out.parent), out, seed, balance_views, split)
+
+
+_outlined(
+    "nlm-tuberculosis",
+    "NLM's Shenzhen and Montgomery sets: CXR_png/, ClinicalReadings/, outlines of lungs.\n\n"
+    "Masks are drawn into the folder masks beside the manifest.",
+)
+_outlined(
+    "jsrt",
+    "JSRT's nodules (*.IMG, CLNDAT_EN.txt) with SCR's outlines (fold*/masks/).\n\n"
+    "Pictures become PNG files in the folder jsrt beside the manifest, masks in the folder masks.",
+)
 
 
 @data.command()

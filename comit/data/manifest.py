@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comit.data.readers import Row
+from comit.data.tables import Row
 from comit.errors import UsageError
 
 SHARES = (0.70, 0.10)  # of patients in train and val; the rest is test
@@ -108,7 +108,9 @@ def write(rows: Sequence[Row], out: Path) -> None:
         "lung_mask": text,
         "disease_boxes": boxes,
         "disease_mask": text,
+        "ignore_mask": text,
         "split": text,
+        "label_basis": text,
         "age": number,
         "sex": text,
         "license": text,
@@ -140,7 +142,7 @@ def merge(manifests: Sequence[Path], out: Path) -> list[Row]:
     for manifest in manifests:
         read = read_manifest(manifest)
         for row in read:
-            for name in ("path", "lung_mask", "disease_mask"):
+            for name in ("path", "lung_mask", "disease_mask", "ignore_mask"):
                 if row.get(name) is not None:
                     row[name] = manifest.parent / row[name]
         pictures = {os.path.realpath(row["path"]) for row in read}

@@ -3,7 +3,12 @@
 A row is a dictionary: ``path`` (absolute), ``source``, ``patient_id``, ``view`` (PA, AP, AP
 Supine), ``finding`` (the source's words), ``healthy``, ``covid``, ``other`` (True, False, or None
 for unknown), and where the source has them ``lung_boxes``, ``disease_boxes`` (lists of
-[x, y, w, h] in the picture's pixels), ``lung_mask``, ``disease_mask`` (paths), ``age``, ``sex``.
+[x, y, w, h] in the picture's pixels; an empty list says that somebody looked and found nothing),
+``lung_mask``, ``disease_mask``, ``ignore_mask`` (paths; the last is where the lungs' outline says
+nothing), ``age`` (years), ``sex``, ``label_basis`` (who or what the labels come from), ``license``.
+
+Here are the readers of tables and of folders; :mod:`.boxed` has those of DICOM files with boxes,
+:mod:`.outlined` those that draw outlines of lungs into PNG files.
 
 All raise UsageError naming the file or column that is missing, or the row and column that cannot
 be read, never what stands there: it may name somebody. Row 1 is the header. Rows whose picture is
@@ -22,10 +27,11 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from comit.data.boxed import rsna_pneumonia, siim, vindr
+from comit.data.outlined import draw, jsrt, nlm_tuberculosis
+from comit.data.tables import Found, Row, as_number, one_file, table_rows, with_pictures
 from comit.errors import UsageError
 
-Row = dict[str, Any]
-Found = tuple[list[Row], int]  # rows, and how many had no picture
 Uncertain = Literal["ignore", "positive", "negative"]
 
 FRONTAL = {"PA": "PA", "AP": "AP", "AP SUPINE": "AP Supine", "APS": "AP Supine", "AP ERECT": "AP"}
@@ -54,14 +60,14 @@ def chestxray14(folder: Path) -> Found:
     Unhealthy is every label but No Finding. Boxes of ``BBox_List_2017.csv`` are in pixels of the
     published 1024 x 1024 pictures. Nobody has COVID-19: the pictures are older.
     """
-    table = _table(_one(folder, "Data_Entry_2017*.csv"), ("Image Index", "Finding Labels"))
+    table = table_rows(one_file(folder, "Data_Entry_2017*.csv"), ("Image Index", "Finding Labels"))
     boxes: dict[str, list[list[float]]] = defaultdict(list)
     for listed in folder.glob("BBox_List_2017*.csv"):
         with listed.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file)  # the header splits "Bbox [x,y,w,h]" at its commas
             next(lines, None)
             for number, line in enumerate(filter(None, lines), 2):
-                box = [_number(v) for v in line[2:6]]
+                box = [as_number(v) for v in line[2:6]]
                 if len(box) < 4 or None in box:
                     raise UsageError(f"{listed}, row {number}: four numbers make a box")
                 boxes[line[0]].append([v for v in box if v is not None])
@@ -80,11 +86,11 @@ def chestxray14(folder: Path) -> Found:
             "covid": False,
             "other": not healthy,
             "disease_boxes": boxes.get(name),
-            "age": _number(line.get("Patient Age", "").rstrip("Y")),
+            "age": as_number(line.get("Patient Age", "").rstrip("Y")),
             "sex": line.get("Patient Gender") or line.get("Patient Sex"),
         }
 
-    return _present(row(line) for line in table)
+    return with_pictures(row(line) for line in table)
 
 
 def chexpert(folder: Path, uncertain: Uncertain = "ignore") -> Found:
@@ -96,18 +102,18 @@ def chexpert(folder: Path, uncertain: Uncertain = "ignore") -> Found:
     then neither healthy nor unhealthy are left out.
     """
     rows = []
-    for table in (_one(folder, "train.csv"), *folder.glob("valid.csv")):
-        for line in _table(table, ("Path", "Frontal/Lateral", "AP/PA", "No Finding")):
+    for table in (one_file(folder, "train.csv"), *folder.glob("valid.csv")):
+        for line in table_rows(table, ("Path", "Frontal/Lateral", "AP/PA", "No Finding")):
             if line["Frontal/Lateral"] != "Frontal":
                 continue
-            values = {k: _number(line.get(k)) for k in CHEXPERT_FINDINGS}
+            values = {k: as_number(line.get(k)) for k in CHEXPERT_FINDINGS}
             present = {1.0} | ({-1.0} if uncertain == "positive" else set())
             found = [k for k, v in values.items() if v in present]
-            healthy = not found and _number(line["No Finding"]) == 1
+            healthy = not found and as_number(line["No Finding"]) == 1
             doubtful = uncertain == "ignore" and -1.0 in values.values()
             if found or (healthy and not doubtful):
                 rows.append(_chexpert_row(folder, line, found, healthy))
-    return _present(rows)
+    return with_pictures(rows)
 
 
 def _chexpert_row(folder: Path, line: dict[str, str], found: list[str], healthy: bool) -> Row:
@@ -123,7 +129,7 @@ def _chexpert_row(folder: Path, line: dict[str, str], found: list[str], healthy:
         "healthy": healthy,
         "covid": False,
         "other": not healthy,
-        "age": _number(line.get("Age")),
+        "age": as_number(line.get("Age")),
         "sex": line.get("Sex"),
     }
 
@@ -136,7 +142,9 @@ def covid_chestxray(folder: Path, outlines: Path | None = None, masks: Path | No
     of lungs and lesions are drawn into PNG files in the folder ``masks``, which it then needs.
     Findings that are "todo" or "Unknown" leave the labels unknown.
     """
-    lines = _table(_one(folder, "metadata.csv"), ("patientid", "finding", "view", "filename"))
+    lines = table_rows(
+        one_file(folder, "metadata.csv"), ("patientid", "finding", "view", "filename")
+    )
     listed = folder / "annotations" / "imageannotation_ai_lung_bounding_boxes.json"
     boxes: dict[str, list[list[float]]] = defaultdict(list)
     if listed.exists():
@@ -165,13 +173,13 @@ def covid_chestxray(folder: Path, outlines: Path | None = None, masks: Path | No
                 "other": (not healthy and not covid) if known else None,
                 "lung_boxes": boxes.get(line["filename"]),
                 **drawn.get(line["filename"], {}),
-                "age": _number(line.get("age")),
+                "age": as_number(line.get("age")),
                 "sex": line.get("sex") or None,
                 "license": line.get("license") or None,
                 "url": line.get("url") or None,
             }
         )
-    return _present(rows)
+    return with_pictures(rows)
 
 
 def collection(folder: Path, table: Path, source: str) -> Found:
@@ -183,7 +191,7 @@ def collection(folder: Path, table: Path, source: str) -> Found:
     COVID-19 and a negation is refused; todo, unknown and the like are unknown.
     """
     rows = []
-    for number, line in enumerate(_table(table, ("filename",)), 2):
+    for number, line in enumerate(table_rows(table, ("filename",)), 2):
         words = line.get("view", "").strip()
         view = FRONTAL.get(words.upper(), "")
         if words and not view:
@@ -203,7 +211,7 @@ def collection(folder: Path, table: Path, source: str) -> Found:
                 "other": None if healthy is None else not healthy and not covid,
             }
         )
-    return _present(rows)
+    return with_pictures(rows)
 
 
 def _said(finding: str, where: str) -> tuple[bool | None, bool | None]:
@@ -235,13 +243,13 @@ def bimcv(folder: Path) -> Found:
         raise UsageError(f"{folder} has no table of tests: derivatives/EHR/*.tsv")
     tests: dict[str, list[tuple[date, bool]]] = defaultdict(list)
     for table in tables:
-        for number, line in enumerate(_table(table, ("participant", "date", "result")), 2):
+        for number, line in enumerate(table_rows(table, ("participant", "date", "result")), 2):
             if line["result"] in ("POSITIVO", "NEGATIVO"):
                 done = _day(line["date"], "%d.%m.%Y", f"{table}, row {number}, column 'date'")
                 tests[line["participant"]].append((done, line["result"] == "POSITIVO"))
     days: dict[str, date] = {}
     for table in sorted(folder.rglob("*sessions.tsv")):
-        for number, line in enumerate(_table(table, ("session_id", "study_date")), 2):
+        for number, line in enumerate(table_rows(table, ("session_id", "study_date")), 2):
             if digits := line["study_date"].split(".")[0]:
                 where = f"{table}, row {number}, column 'study_date'"
                 days[line["session_id"]] = _day(digits, "%Y%m%d", where)
@@ -264,7 +272,7 @@ def bimcv(folder: Path) -> Found:
                 "other": False if covid else None,
             }
         )
-    return _present(rows)
+    return with_pictures(rows)
 
 
 def _day(text: str, form: str, where: str) -> date:
@@ -316,18 +324,16 @@ def radiography(folder: Path) -> Found:
             )
     if not rows:
         raise UsageError(f"{folder} has none of {', '.join(kinds)} with a folder images")
-    return _present(rows)
+    return with_pictures(rows)
 
 
 def _outlines(listed: Path, masks: Path | None) -> dict[str, dict[str, Path]]:
     """Draws COCO outlines as PNG; file name -> ``lung_mask``, ``disease_mask``."""
-    import cv2
     import numpy as np
     from pycocotools import mask as coco
 
     if masks is None:
         raise UsageError("outlines are drawn into PNG files; say into which folder")
-    masks.mkdir(parents=True, exist_ok=True)
     areas: dict[tuple[str, str], Any] = {}
     for name, annotation, category in _coco(listed):
         kinds = {"lung_mask": LUNGS, "disease_mask": LESIONS}
@@ -347,7 +353,7 @@ def _outlines(listed: Path, masks: Path | None) -> dict[str, dict[str, Path]]:
     found: dict[str, dict[str, Path]] = defaultdict(dict)
     for (name, kind), area in areas.items():
         path = masks / f"{Path(name).stem}.{kind.removesuffix('_mask')}.png"
-        cv2.imwrite(str(path), area * 255)
+        draw(path, area * 255)
         found[name][kind] = path
     return found
 
@@ -366,52 +372,68 @@ def _coco(path: Path) -> Iterable[tuple[str, dict[str, Any], str]]:
         raise UsageError(f"{path} is not a COCO file of annotations") from error
 
 
-def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Rows of a table with a header; empty cells are empty strings.
-
-    The delimiter is the commonest of comma, semicolon (Excel's where the comma is the decimal
-    point) and tab in the header.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
-            file.seek(0)
-            delimiter = max(",;\t", key=header.count)
-            reader = csv.DictReader(file, delimiter=delimiter, restval="")
-            if missing := [c for c in columns if c not in (reader.fieldnames or ())]:
-                raise UsageError(f"{path} lacks the column {missing[0]!r}")
-            return list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read as a table") from error
-
-
-def _one(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if not found:
-        raise UsageError(f"{folder} has no {pattern}")
-    return found[0]
-
-
 def _pictures(folder: Path) -> dict[str, Path]:
     """File name -> path of every PNG below folders whose name begins with ``images``."""
     return {p.name: p for part in sorted(folder.glob("images*")) for p in part.rglob("*.png")}
 
 
-def _present(rows: Iterable[Row]) -> Found:
-    listed = list(rows)
-    kept = [r for r in listed if r["path"] is not None]
-    return kept, len(listed) - len(kept)
+def kermany(folder: Path) -> Found:
+    """Kermany's children (Cell 2018): ``train``, ``test`` and ``val``, in each ``NORMAL``,
+    ``PNEUMONIA``. One to five years old, frontal (AP), before COVID-19; two physicians' labels.
+
+    The published split is not taken over: its val has 16 pictures, and the number in the name
+    tells whose a picture is (``person1_bacteria_1``, ``IM-0115-0001``; ``BACTERIA-1001259-0001``
+    at Mendeley). One number is one patient wherever it stands, so that no child is split; a name
+    without one is a patient of its own.
+    """
+    for kind in ("NORMAL", "PNEUMONIA"):
+        one_file(folder, f"train/{kind}")
+    rows = []
+    found = (
+        p for part in ("train", "test", "val") for p in sorted(folder.glob(f"{part}/*/*.jp*g"))
+    )
+    for path in found:
+        healthy = path.parent.name == "NORMAL"
+        if path.name.startswith(".") or not (healthy or path.parent.name == "PNEUMONIA"):
+            continue  # a Mac's notes
+        cause = re.search("bacteria|virus", path.stem.lower())
+        pneumonia = {"bacteria": "Bacterial pneumonia", "virus": "Viral pneumonia"}
+        finding = pneumonia[cause[0]] if cause else "Pneumonia"
+        number = re.match(r"(?:NORMAL2-)?(person\d+|IM-\d+)[_-]|[A-Z]+-(\d+)-", path.stem)
+        child = next(filter(None, number.groups())) if number else path.stem
+        rows.append(
+            {
+                "path": path,
+                "source": "kermany-children",
+                "patient_id": f"kermany:{child}",
+                "view": "AP",
+                "finding": "Normal" if healthy else finding,
+                "healthy": healthy,
+                "covid": False,
+                "other": not healthy,
+                "disease_boxes": [] if healthy else None,
+                "label_basis": "two physicians",
+                "license": "CC BY 4.0",
+            }
+        )
+    return with_pictures(rows)
 
 
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None
-
-
+# Readers of a folder alone
 READERS: dict[str, Callable[[Path], Found]] = {
     "chestxray14": chestxray14,
     "bimcv": bimcv,
     "radiography": radiography,
+    "kermany": kermany,
+}
+# and of copies of its pictures
+BOXED: dict[str, Callable[[Path, Path | None], Found]] = {
+    "siim": siim,
+    "vindr": vindr,
+    "rsna-pneumonia": rsna_pneumonia,
+}
+# and the folder of the manifest, to draw into
+OUTLINED: dict[str, Callable[[Path, Path], Found]] = {
+    "nlm-tuberculosis": nlm_tuberculosis,
+    "jsrt": jsrt,
 }
