@@ -247,8 +247,8 @@ def screen(
     or CSV table with a column `path` (relative to the table) and an optional `id`; other columns
     are copied into the results. Several folders and images are screened as parts of the folder
     that contains them all. comit recognises DICOM, PNG and JPEG by their content.
-    INPUT, and a path of a manifest, may also be an address: s3://BUCKET/PREFIX/, gs://, az://, or
-    https://HOST/FILE.
+    INPUT, and a path of a manifest, may also be an address: s3://BUCKET/PREFIX/, gs://, az://,
+    https://HOST/FILE, or dicomweb+https://HOST/PATH?FILTERS.
 
     A row is `ok` with scores, flags and COCO run-length masks, or `skipped` because the image is
     not a frontal chest radiograph, or `failed`. Skipped and failed rows have a reason code.

@@ -82,7 +82,10 @@ def named(snippet: Snippet) -> str:
 
 
 SHELL: dict[str, list[str]] = {}  # page -> the scripts that are run, in order
-ELSEWHERE = {"docs/how-to/object-stores.md": "tests/test_objects.py"}  # with a server
+ELSEWHERE = {  # pages whose snippets need a server
+    "docs/how-to/object-stores.md": "tests/test_objects.py",
+    "docs/how-to/pacs.md": "tests/test_dicomweb.py",
+}
 for part in snippets("sh"):
     if not part.left and part.page not in ELSEWHERE:
         SHELL.setdefault(part.page, []).append(part.script)

@@ -218,10 +218,10 @@ class Fetcher:
             with self._waking:
                 self._wake()
 
-    def _read(self, address: Address, file: int) -> int:
+    def _read(self, address: Address, file: int) -> int | None:
         """Writes an object into a file; the time of its last change. Raises ItemError."""
         found, pieces = self._stores.read(address)
-        if found.size > self._limits.file_bytes:
+        if (found.size or 0) > self._limits.file_bytes:
             raise ItemError(Fail.TOO_LARGE)
         os.ftruncate(file, 0)
         written = 0
@@ -229,7 +229,9 @@ class Fetcher:
             if self._ended.is_set():
                 raise ItemError(Fail.UNREACHABLE)
             written += os.pwrite(file, piece, written)
-        if written != found.size:  # cut on the way
+            if written > self._limits.file_bytes:
+                raise ItemError(Fail.TOO_LARGE)
+        if found.size is not None and written != found.size:  # cut on the way
             raise ItemError(Fail.UNREACHABLE)
         return found.mtime
 

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from comit.errors import UsageError
-from comit.source.address import Stores
+from comit.source.address import DICOMWEB, Stores
 from comit.source.base import SHARD, Listing, Selection
 from comit.source.inputs import Input
 from comit.source.worklist import Writer
@@ -18,7 +18,7 @@ def write_worklist(source: Input, to: BinaryIO, files: BinaryIO, selection: Sele
 
     Raises UsageError where there is nothing to screen or the manifest cannot be used.
     """
-    from comit.source import folder, manifest, objects
+    from comit.source import dicomweb, folder, manifest, objects
 
     given = {
         "--pattern": selection.pattern != "*",
@@ -36,7 +36,12 @@ def write_worklist(source: Input, to: BinaryIO, files: BinaryIO, selection: Sele
     if selection.keep:
         raise UsageError(f"--keep is for columns of a manifest, and {source} is none")
     left_out: Counter[str] = Counter()
-    if source.address is not None:
+    if source.address is not None and source.address.scheme in DICOMWEB:
+        if idle := [name for name, value in given.items() if value]:
+            raise UsageError(f"{idle[0]} is for folders and stores; a PACS takes filters")
+        server = dicomweb.Server.of(str(source.address))
+        items = dicomweb.items(server, stores.dicomweb, selection.identifiers)
+    elif source.address is not None:
         items = objects.items(source.address, stores, selection, left_out)
     else:
         items = folder.items(source, selection, left_out)

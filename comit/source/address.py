@@ -1,4 +1,4 @@
-"""Addresses of pictures that are no files: ``s3://bucket/prefix/``, ``gs://``, ``az://``, https.
+"""Addresses of pictures that are no files: ``s3://bucket/prefix/``, https, dicomweb+https, ...
 
 Objects are read by obstore, which is imported when the first address is met. Texts of its errors
 name addresses and quote servers: none of them is shown.
@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from comit.errors import ItemError, MissingExtra, UsageError
 from comit.reasons import Fail
 from comit.source.base import microseconds
+from comit.source.dicomweb import DicomWeb, Server
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 LISTED = ("s3", "gs", "az")  # whose objects can be listed
-SCHEMES = (*LISTED, "https", "http")
+DICOMWEB = ("dicomweb+https", "dicomweb+http")
+SCHEMES = (*LISTED, "https", "http", *DICOMWEB)
 REQUESTS = 32  # in flight: at 50 ms each, 640 objects a second
 REFUSALS = 20  # objects one after the other that a store refuses: it refuses all
 _BEGINS = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -52,6 +54,9 @@ class Address:
                 f"comit reads no {scheme}:// addresses; it reads files and "
                 f"{', '.join(f'{s}://' for s in SCHEMES)}"
             )
+        if scheme in DICOMWEB:
+            Server.of(text)
+            return Address(scheme, bucket, key)
         if "@" in bucket or (scheme not in LISTED and re.search("[?#]", key)):
             raise UsageError(
                 f"an address of {scheme}:// with a password or a query is not taken, because "
@@ -75,8 +80,8 @@ class Found(NamedTuple):
     """What a store says of an object."""
 
     key: str
-    size: int
-    mtime: int  # microseconds since 1970
+    size: int | None
+    mtime: int | None  # microseconds since 1970
 
 
 class Stores:
@@ -91,6 +96,7 @@ class Stores:
         self._endpoint, self._timeout = endpoint, timeout
         self._open: dict[str, ObjectStore] = {}
         self._lock = Lock()
+        self.dicomweb = DicomWeb(timeout)
 
     def list(self, address: Address) -> Iterator[Found]:
         """All objects below a prefix, in the order of their keys; raises UsageError."""
@@ -105,7 +111,12 @@ class Stores:
             raise _unlisted(address, error) from None
 
     def look(self, address: Address) -> Found:
-        """One object; raises ItemError ``not_found``, ``denied`` or ``unreachable``."""
+        """One object; raises ItemError ``not_found``, ``denied`` or ``unreachable``.
+
+        Of an instance of a PACS nothing is asked: it never changes.
+        """
+        if address.scheme in DICOMWEB:
+            return Found(address.key, None, None)
         store = self._of(address)
         import obstore
 
@@ -114,6 +125,9 @@ class Stores:
 
     def read(self, address: Address) -> tuple[Found, Iterator[memoryview]]:
         """What there is of an object, and its bytes in pieces; both raise ItemError."""
+        if address.scheme in DICOMWEB:
+            pieces = self.dicomweb.read(str(address).removeprefix("dicomweb+"))
+            return Found(address.key, None, None), pieces
         store = self._of(address)
         import obstore
 
