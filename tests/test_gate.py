@@ -1,5 +1,6 @@
 """What the gate rejects gets a row with a reason; tags and the view policy overrule it."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict
@@ -98,6 +99,43 @@ def test_another_threshold_is_another_run(tmp_path, tiny_model, pictures, null_e
                 screen(pictures, out, Options(model=model), console=QUIET)
         else:
             screen(pictures, out, Options(model=model), console=QUIET)
+
+
+def test_rejected_pictures_are_counted_by_reason_for_monitoring(
+    tmp_path, tiny_model, pictures
+) -> None:
+    model, metrics = gated(tiny_model, tmp_path / "m", {"threshold": 1.0}), tmp_path / "m.prom"
+    (pictures / "notes.txt").write_text("no picture")
+    run(pictures, tmp_path / "r.parquet", model, metrics_file=metrics)
+    lines = metrics.read_text().splitlines()
+    assert 'comit_unscored_rows{reason="not_a_chest"} 9.0' in lines
+    assert 'comit_unscored_rows{reason="unsupported_format"} 1.0' in lines
+
+
+def test_a_model_from_before_the_gate_is_learned_from_and_not_screened_with(
+    tmp_path, tiny_model, pictures
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("torch")
+    from comit.model.opened import network_of
+
+    content = onnx.load(tiny_model)
+    weights = content.graph.initializer
+    kept = [w for w in weights if not w.name.startswith("gate")]
+    assert len(kept) < len(weights)
+    del weights[:]
+    weights.extend(kept)
+    old = tmp_path / "old.onnx"
+    onnx.save(content, old)
+    card = json.loads(card_path(tiny_model).read_text())
+    card |= {"outputs": ["unhealthy", "covid", "other"], "gate": None}
+    card |= {"sha256": hashlib.sha256(old.read_bytes()).hexdigest()}
+    card_path(old).write_text(json.dumps(card))
+    with pytest.raises(ModelError, match=r"before comit had a gate; export it again"):
+        run(pictures, tmp_path / "r.parquet", old)
+    was, now = (network_of(path).state_dict() for path in (tiny_model, old))  # --init, --teacher
+    same = {name for name in was if np.array_equal(was[name].numpy(), now[name].numpy())}
+    assert {name.partition(".")[0] for name in was.keys() - same} == {"gate_branch"}
 
 
 @pytest.mark.parametrize(
