@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -159,6 +160,35 @@ def test_a_wrong_password_stops_the_run_and_is_not_said(pacs, tmp_path, monkeypa
     assert {r["state"] for r in table(tmp_path)} == {"made"}
     kept = [f.read_bytes() for f in (tmp_path / "out" / "outbox").rglob("*") if f.is_file()]
     assert kept and not any(SECRET.encode() in k or b"Planted" in k for k in kept)
+
+
+def test_every_line_of_the_page_runs(pacs, tmp_path):
+    pytest.importorskip("duckdb")
+    page = Path(__file__).parent.parent / "docs" / "how-to" / "send-to-pacs.md"
+    script = "".join(re.findall(r"^```sh\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S))
+    for old, new in (
+        ("dicomweb+https://pacs.example/dicom-web", pacs.web),
+        ("pacs.example:4242", f"127.0.0.1:{pacs.dimse}"),
+        ("the password", PASSWORD),
+    ):
+        assert old in script
+        script = script.replace(old, new)
+    films(tmp_path)
+    (tmp_path / "films").rename(tmp_path / "xrays")
+    (tmp_path / "r.parquet").rename(tmp_path / "results.parquet")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "confirmed" in done.stdout and "not sent" in done.stderr
+    assert len(pacs.ask("/instances")) == 6
+    assert PASSWORD not in done.stdout + done.stderr
 
 
 class Server(ThreadingHTTPServer):
