@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -384,6 +385,63 @@ def test_an_association_that_nobody_takes_stops_the_run(tmp_path):
         pytest.raises(Stopped, match="run the same command to resume"),
     ):
         send()
+
+
+@pytest.fixture
+def certificate(tmp_path, monkeypatch) -> ssl.SSLContext:
+    """A server's that asks for a client's; both have the same, and the environment names it."""
+    tool = shutil.which("openssl")
+    if tool is None:
+        pytest.skip("no openssl")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    words = (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -addext subjectAltName=IP:127.0.0.1"
+    )
+    files = ["-keyout", key, "-out", cert]
+    subprocess.run([tool, *words.split(), *files], check=True, capture_output=True)
+    for name, path in (("CA", cert), ("CERT", cert), ("KEY", key)):
+        monkeypatch.setenv(f"COMIT_SEND_{name}", str(path))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(cert))
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(cert, key)
+    return context
+
+
+def test_dicomweb_by_tls_with_a_client_certificate(server, certificate, tmp_path, monkeypatch):
+    server.socket = certificate.wrap_socket(server.socket, server_side=True)
+    secure = server.address.replace("+http:", "+https:")
+    with sending(tmp_path, secure) as send:
+        assert send()[0] == {"confirmed": 3}
+    monkeypatch.delenv("COMIT_SEND_CA")  # then nobody vouches for the server
+    way = Sending(secure + "/other", None, tmp_path / "out")
+    try:
+        way.add(*_object(tmp_path / "out"))
+        assert way.run(True, False, QUIET, lambda seconds: None).states == {"made": 1}
+    finally:
+        way.close()
+    assert {r["status"] for r in table(tmp_path)} == {"200", "SSLCertVerificationError"}
+
+
+def _object(out: Path) -> tuple[Path, bytes, str]:
+    made = min(out.glob("*.dcm"))
+    return made, made.read_bytes(), "row0"
+
+
+def test_dimse_by_tls_with_a_client_certificate(certificate, tmp_path):
+    from pynetdicom import AE, AllStoragePresentationContexts, evt
+
+    ae = AE("STORE")
+    ae.supported_contexts = AllStoragePresentationContexts
+    port = free_port()
+    store = [(evt.EVT_C_STORE, lambda event: 0x0000)]
+    scp = ae.start_server(
+        ("127.0.0.1", port), block=False, ssl_context=certificate, evt_handlers=store
+    )
+    try:
+        with sending(tmp_path, f"dimse+tls://STORE@127.0.0.1:{port}") as send:
+            assert send()[0] == {"sent": 3}
+    finally:
+        scp.shutdown()
 
 
 def test_two_runs_do_not_send_at_once(server, tmp_path):
