@@ -6,6 +6,7 @@ import io
 import shutil
 import subprocess
 import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ hd = pytest.importorskip("highdicom")
 
 KINDS = ("seg", "sr", "sc")
 SAID = {"model": "tiny", "model_sha256": "ab" * 32, "thresholds": rf.THRESHOLDS}
+DRAWN = ("SOPInstanceUID", "DimensionOrganizationUID", "TrackingUID")
 GEOMETRY = (  # what a projection radiograph of unknown spacing has no values for
     "PixelSpacing",
     "ImagerPixelSpacing",
@@ -172,6 +174,27 @@ def test_an_object_belongs_to_patient_and_study_and_refers_to_the_radiograph(kin
     referred = {e.value for e in ds.iterall() if e.keyword == "ReferencedSOPInstanceUID"}
     assert referred == {"1.2.3.4"}
     assert "RESEARCH USE ONLY" in ds.SeriesDescription
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_row_gives_the_same_bytes_and_another_row_other_uids(kind):
+    data = radiograph()
+    first, again = bytes_of(kind, data), bytes_of(kind, data)
+    assert first == again
+    others = [made(kind, data, score_unhealthy=0.75), made(kind, radiograph(PatientID="other"))]
+    uids = [{e.value for e in ds.iterall() if e.keyword in DRAWN} for ds in others]
+    uids.append({e.value for e in dcmread(io.BytesIO(first)).iterall() if e.keyword in DRAWN})
+    if kind == "seg":  # which holds no score
+        assert uids.pop(0) == uids[-1]
+    assert not set.intersection(*uids)
+
+
+def test_an_object_is_as_old_as_its_row_and_is_named_alike_in_its_file_meta():
+    ds = made("seg", screened_at=datetime(2026, 11, 27, 18, 5, tzinfo=UTC))
+    assert (ds.ContentDate, ds.ContentTime) == ("20261127", "180500.000000")
+    assert ds.file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID
+    organization = ds.DimensionOrganizationSequence[0].DimensionOrganizationUID
+    assert {d.DimensionOrganizationUID for d in ds.DimensionIndexSequence} == {organization}
 
 
 @pytest.mark.parametrize("kind", KINDS)

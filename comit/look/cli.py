@@ -12,6 +12,7 @@ from comit.terminal.arguments import Output
 
 if TYPE_CHECKING:
     from comit.look.output import Made
+    from comit.send.send import Sent
 
 PATH = click.Path(path_type=Path)
 RESULTS = click.argument("results", type=PATH)
@@ -146,8 +147,39 @@ def worklist(results: Path, out: Path, by: str, extra: tuple[str, ...]) -> None:
 @RESULTS
 @IMAGES
 @OUT
-@click.option("--to", "kind", type=click.Choice(["seg", "sr", "sc"]), required=True)
-def dicom(results: Path, images: Path | None, out: Path, kind: Any) -> None:
+@click.option(
+    "--to",
+    "kind",
+    type=click.Choice(["seg", "sr", "sc"]),
+    required=True,
+    help="The kind of object to make.",
+)
+@click.option(
+    "--send",
+    metavar="ADDRESS",
+    help="Send them to dicomweb+https://HOST/PATH or dimse://AET@HOST:PORT.",
+)
+@click.option(
+    "--send-now",
+    is_flag=True,
+    help="Agree to an address; at its first use nothing is sent without this.",
+)
+@click.option(
+    "--read-back",
+    metavar="ADDRESS",
+    help="DICOMweb server that is asked what arrived [default: the one of --send].",
+)
+@click.option("--retry-refused", is_flag=True, help="Send again what was refused.")
+def dicom(
+    results: Path,
+    images: Path | None,
+    out: Path,
+    kind: Any,
+    send: str | None,
+    send_now: bool,
+    read_back: str | None,
+    retry_refused: bool,
+) -> None:
     """Write DICOM objects for the DICOM radiographs of RESULTS into the folder OUT.
 
     \b
@@ -155,15 +187,57 @@ def dicom(results: Path, images: Path | None, out: Path, kind: Any) -> None:
       sr   measurement report (TID 1500): scores, flags, disease fraction
       sc   secondary capture with burned-in contours
 
-    Needs: pip install 'comit[dicom]'
+    Needs: pip install 'comit[dicom]', and 'comit[dimse]' for --send dimse://
+
+    --send keeps an outbox in OUT: run the same command to resume, or every night.
     """
     from comit.console import Console
+    from comit.errors import UsageError
     from comit.look.dicom import export
 
-    made = export(results, images, out, kind, Console())
-    _close(
-        made, f"{len(made.files):,} {kind.upper()} objects in {out}; {made.without:,} rows without"
+    if send is None:
+        if send_now or read_back or retry_refused:
+            raise UsageError("--send-now, --read-back and --retry-refused go with --send")
+        made = export(results, images, out, kind, Console())
+        _close(made, _dicom(made, kind, out))
+        return
+
+    from comit.look.output import make_folder
+    from comit.send.send import Sending
+
+    make_folder(out)
+    sending = Sending(send, read_back, out)
+    try:
+        made = export(results, images, out, kind, Console(), sending.add)
+        sent = sending.run(send_now, retry_refused, Console())
+    finally:
+        sending.close()
+    complete = _tell(sent)
+    _close(made, _dicom(made, kind, out))
+    if not complete:
+        sys.exit(3)
+
+
+def _dicom(made: Made, kind: str, out: Path) -> str:
+    return f"{len(made.files):,} {kind.upper()} objects in {out}; {made.without:,} rows without"
+
+
+def _tell(sent: Sent) -> bool:
+    """Says what became of the objects; whether all of them arrived, or none was to be sent."""
+    size = (
+        f"{sent.waiting:,} objects of {sent.studies:,} studies, {sent.waiting_bytes / 1e6:,.1f} MB"
     )
+    if sent.dry:
+        _say(f"would send {size} to {sent.address}; nothing was sent")
+        _say("this is the first use of the address: add --send-now to send")
+        return True
+    states = sent.states
+    _say(f"sent to {sent.address}: {size} were waiting")
+    _say(
+        f"  {states['confirmed']:,} confirmed, {states['sent']:,} accepted and not confirmed, "
+        f"{states['refused']:,} refused, {states['made']:,} not sent; the table is {sent.table}"
+    )
+    return not states["refused"] and not states["made"]
 
 
 @click.command()

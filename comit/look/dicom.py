@@ -14,7 +14,9 @@ import re
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
+from datetime import UTC, datetime
 from functools import partial
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,17 +47,34 @@ if TYPE_CHECKING:
 
 Kind = Literal["seg", "sr", "sc"]
 SERIES = {"seg": 9701, "sr": 9702, "sc": 9703}  # SeriesNumber; far from a scanner's own
+MADE_AT = {
+    "InstanceCreationDate",
+    "InstanceCreationTime",
+    "ContentDate",
+    "ContentTime",
+    "ContributionDateTime",
+    "DateOfSecondaryCapture",
+    "TimeOfSecondaryCapture",
+}
+TIMES = {"DA": "%Y%m%d", "TM": "%H%M%S.%f", "DT": "%Y%m%d%H%M%S.%f"}  # UTC, as results have it
+NEVER = datetime(1970, 1, 1, tzinfo=UTC)  # of results that do not say when: a date must be there
 SCHEME = "99COMIT"  # of codes that no standard has: what this network's outputs mean
 
 
 def export(
-    results: Path, images: Path | None, out: Path, kind: Kind, console: Console | None = None
+    results: Path,
+    images: Path | None,
+    out: Path,
+    kind: Kind,
+    console: Console | None = None,
+    also: Callable[[Path, bytes, str], None] = lambda to, content, row_id: None,
 ) -> Made:
     """Writes one object into ``out`` for every ok row of ``results`` whose file is DICOM.
 
     ``images`` is the folder that was screened; None is the one that the results name. SEG and SC
-    need masks. Raises UsageError, MissingExtra where highdicom is not installed; the trouble of
-    one radiograph is noted and the others are made.
+    need masks. ``also`` is told of each object: its file, its bytes and its row_id. Raises
+    UsageError, MissingExtra where highdicom is not installed; the trouble of one radiograph is
+    noted and the others are made.
     """
     try:
         import highdicom  # noqa: F401
@@ -84,6 +103,7 @@ def export(
                 continue
             to = out / f"{file_stem(row)}.{kind}.dcm"
             write(to, content)
+            also(to, content, row["row_id"])
             made.files.append(to)
     return made
 
@@ -97,6 +117,7 @@ def make(
 ) -> bytes:
     """The bytes of one object of ``kind`` for the radiograph with the header ``source``.
 
+    The same row, model, radiograph and versions give the same bytes; other bytes have other UIDs.
     ``said`` is the results' provenance, ``shown`` gives the radiograph for SC, (H, W). SEG and SC
     need a row with masks. Raises ItemError: ``uid`` where the header does not identify the
     radiograph, ``object`` where no object can be made of it, ``corrupt`` where the row's masks are
@@ -117,13 +138,47 @@ def make(
                 made = _capture(single, rgb, said)
             _refer(made, source)
             made.SpecificCharacterSet = source.SpecificCharacterSet
-            buffer = BytesIO()
-            made.save_as(buffer)
+            content = _fixed(made, source, row)
         except ItemError:
             raise
         except Exception as error:  # its text may hold header values
             raise ItemError(Unmade.OBJECT) from error
-    return buffer.getvalue()
+    return content
+
+
+def _fixed(made: Dataset, source: Dataset, row: dict[str, Any]) -> bytes:
+    """The bytes of an object whose times are its row's and whose UIDs follow from its content.
+
+    A PACS knows an object by its UID: sent again, it must be the same object bit for bit.
+    """
+    from pydicom.uid import generate_uid
+
+    when = row.get("screened_at") or NEVER
+    for element in made.iterall():
+        if element.keyword in MADE_AT:
+            element.value = when.strftime(TIMES[element.VR])
+    theirs = {e.value for e in source.iterall() if e.VR == "UI"}
+    own = [e for e in made.iterall() if e.VR == "UI" and _drawn(e.value) and e.value not in theirs]
+    numbers = {uid: n for n, uid in enumerate(dict.fromkeys(e.value for e in own))}
+    which = [numbers[e.value] for e in own]
+
+    def written(uids: list[str]) -> bytes:
+        for element, number in zip(own, which, strict=True):
+            element.value = uids[number]
+        made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
+        buffer = BytesIO()
+        made.save_as(buffer)
+        return buffer.getvalue()
+
+    content = sha256(written([f"2.25.{n}" for n in range(len(numbers))])).hexdigest()
+    return written(
+        [generate_uid(entropy_srcs=["comit", content, str(n)]) for n in numbers.values()]
+    )
+
+
+def _drawn(uid: str) -> bool:
+    """Whether highdicom drew a UID at random."""
+    return str(uid).startswith("1.2.826.0.1.3680043.10.511.3.")
 
 
 def _single(source: Dataset) -> Dataset:
@@ -323,7 +378,7 @@ def _referenced(source: Dataset) -> Dataset:
 
 
 def _instance(kind: Kind) -> dict[str, Any]:
-    """What identifies an object; its UIDs are new each time."""
+    """What identifies an object; :func:`_fixed` replaces its UIDs."""
     from highdicom import UID
 
     return {
