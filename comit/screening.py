@@ -1,4 +1,4 @@
-"""The whole job: from a folder or manifest of chest X-rays to scores and masks in Parquet.
+"""The whole job: from X-rays in a folder, manifest or store to scores and masks in Parquet.
 
 source --> decode + preprocess --> engine --> postprocess --> run
 items      processes, ahead        lanes      rows            parts, then one file
@@ -6,6 +6,7 @@ items      processes, ahead        lanes      rows            parts, then one fi
 An engine on a GPU may preprocess itself: then the processes decode alone, and what goes through
 shared memory to the lanes are samples as they are stored.
 
+Fetcher     reads objects of stores ahead, in bounded bytes   comit.pipeline.fetch
 Pool        decodes into shared memory, in bounded bytes      comit.pipeline.pool
 Lanes       threads that keep the engine busy                 comit.pipeline.lanes
 Run         freezes the work list, commits rows, merges       comit.run.run
