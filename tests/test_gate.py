@@ -164,3 +164,12 @@ def test_info_says_what_the_gate_does(tmp_path, tiny_model) -> None:
     assert "score_chest below 0.400 is not_a_chest (val)" in said
     assert "siim: 99.8% kept of 559" in said and "hand: 97.0% rejected of 14" in said
     assert "gate: not trained" in information(tiny_model, as_json=False)
+
+
+def test_the_figures_of_info_are_below_each_other() -> None:
+    said = information(None, as_json=False).splitlines()
+    start = next(i for i, line in enumerate(said) if line.startswith("val split"))
+    table = [line for line in said[start + 1 :] if "[" in line and ":" not in line]
+    assert len(table) > 10
+    assert len({line.index("[") for line in table}) == 1
+    assert said[start].index("model") == min(line.index("0.") for line in table)

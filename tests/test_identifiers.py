@@ -92,7 +92,7 @@ def test_a_night_with_another_key_is_refused(tmp_path, archive, tiny_model, key)
     folder = tmp_path / "results"
     run(archive, folder, tiny_model, identifiers="hashed", key=key)
     key.write_bytes(b"another key of 16")
-    with pytest.raises(UsageError, match="another identifiers or key"):
+    with pytest.raises(UsageError, match="another kind of identifiers or key; run"):
         run(archive, folder, tiny_model, identifiers="hashed", key=key)
 
 

@@ -191,6 +191,8 @@ def test_what_is_no_run_report_is_refused(tmp_path, pictures):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UsageError, match=r"run\.json"):
         written(tmp_path, [rf.ok("a")], pictures, run=tmp_path / "run.json")
+    with pytest.raises(UsageError, match=r"gone\.json does not exist; comit screen --report"):
+        written(tmp_path, [rf.ok("a")], pictures, run=tmp_path / "gone.json")
 
 
 def test_heat_is_drawn_by_the_model_that_the_results_are_of(tmp_path, pictures, tiny_model, capsys):

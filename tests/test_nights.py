@@ -166,6 +166,15 @@ def test_there_must_be_something_to_retry(tmp_path, night, pictures):
     assert len(rows(tmp_path / "r.parquet")) == 9
 
 
+def test_other_identifiers_are_not_said_to_be_another_folder(tmp_path, night, pictures):
+    night()
+    (tmp_path / "results" / ".comit" / "key").write_text('{"key": "00"}')
+    with pytest.raises(UsageError) as refused:
+        night(identifiers="none")
+    said = str(refused.value)
+    assert "another kind of identifiers" in said and "input folder" not in said
+
+
 def test_a_night_of_other_settings_is_refused_by_name(tmp_path, night, pictures):
     night()
     before = rows(tmp_path / "results")
@@ -173,7 +182,7 @@ def test_a_night_of_other_settings_is_refused_by_name(tmp_path, night, pictures)
     for message, change in (
         ("another operating point", {"operating_point": "99"}),
         ("another view policy", {"view_policy": "all"}),
-        ("another identifiers or key", {"identifiers": "none"}),
+        ("another kind of identifiers or key; run", {"identifiers": "none"}),
     ):
         if "identifiers" in change:
             (tmp_path / "results" / ".comit" / "key").write_text('{"key": "00"}')

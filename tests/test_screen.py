@@ -299,6 +299,7 @@ def test_the_summary_names_failed_files_and_what_to_do_next(
     assert f"16 rows of this run in {out}: 9 ok, 0 skipped, 7 failed" in said
     assert "it holds" not in said
     assert [f"failed: broken {i}.png (empty)" in said for i in range(7)] == [True] * 5 + [False] * 2
+    assert "add --retry-failed to the same command" in said
     assert f"and 2 more: comit worklist '{out}' --out list.csv" in said
     assert f"next: comit report '{out}' --out report.html" in said
     (pictures / "new.png").write_bytes((pictures / "0.png").read_bytes() + b"\0")

@@ -203,7 +203,7 @@ def test_pandas(rows):
 
 def test_the_query_for_a_shell(rows):
     duckdb = pytest.importorskip("duckdb")
-    query = re.search(r'duckdb -c "(.*?)"', QUERIES.read_text())[1]
+    query = re.search(r'duckdb\.sql\(\\"(select status.*?)\\"\)', QUERIES.read_text())[1]
     counted = {(status, reason): n for status, reason, n in duckdb.sql(query).fetchall()}
     assert sum(counted.values()) == len(rows) and counted["ok", None] == per_night(rows)[0][1]
 
@@ -239,6 +239,18 @@ def test_the_formula_for_hashes(tmp_path, monkeypatch):
     hidden = Identifiers("hashed", b"0123456789abcdef" * 4)
     assert hashed("ward-3/IM0001.dcm") == hidden.path(b"ward-3/IM0001.dcm")
     assert hashed("1.2.840.1") == hidden.uid("1.2.840.1")
+
+
+def test_the_file_of_a_hash(tmp_path, monkeypatch):
+    (tmp_path / "comit.key").write_text("0123456789abcdef" * 4 + "\n")
+    (tmp_path / "archive" / "ward-3").mkdir(parents=True)
+    (tmp_path / "archive" / "ward-3" / "IM0001.dcm").touch()
+    monkeypatch.chdir(tmp_path)
+    first = "import hashlib"
+    monkeypatch.setitem(PYTHON, first, PYTHON[first].replace("/archive", "archive"))
+    hidden = Identifiers("hashed", b"0123456789abcdef" * 4)
+    name = Path("archive/ward-3/IM0001.dcm")
+    assert run(first)["files"] == {hidden.path(b"ward-3/IM0001.dcm"): name}
 
 
 # -- python ---------------------------------------------------------------------------------------

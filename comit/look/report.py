@@ -262,6 +262,10 @@ def _run(path: Path | None) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{path} does not exist; comit screen --report {path} writes it"
+        ) from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not what comit screen --report writes") from error
     return found if isinstance(found, dict) else None

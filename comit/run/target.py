@@ -49,7 +49,7 @@ SAME = {
     "comit_preprocessing": "preprocessing",
     "comit_thresholds": "operating point or gate",
     "comit_schema": "schema",
-    "comit_identifiers": "identifiers or key",
+    "comit_identifiers": "kind of identifiers or key",
     "comit_view_policy": "view policy",
     ROOT: "input folder",
 }
@@ -117,6 +117,8 @@ class Target(ABC):
             return True
         if upgrade and {*changed} <= {*GENERATION}:
             return False
+        if "comit_identifiers" in changed:  # roots of two kinds or keys do not compare
+            changed = [k for k in changed if k != ROOT]
         names = [SAME[k] for k in changed]
         if ROOT in changed and found.get("comit_identifiers") == "plain":
             names[names.index(SAME[ROOT])] += f" ({found.get(ROOT)})"
@@ -126,7 +128,8 @@ class Target(ABC):
                 "run as before, give these results another --out, or choose: --upgrade keep leaves "
                 "those rows as they are, --upgrade rescreen screens every file again"
             )
-        raise UsageError(f"{self.out} holds results of another {', '.join(names)}; {ways}")
+        differs = " and another ".join(names)
+        raise UsageError(f"{self.out} holds results of another {differs}; {ways}")
 
     def refuse_columns(self, schema: pa.Schema) -> None:
         """Raises UsageError where a manifest passes other columns than the results here have.

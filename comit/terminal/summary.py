@@ -77,7 +77,7 @@ def steps(report: Report) -> list[str]:
                 f"  and {failed - len(first):,} more: comit worklist {out} --out list.csv lists "
                 "them last"
             )
-        lines.append("  --retry-failed screens failed files again, alone")
+        lines.append("  to screen failed files again, add --retry-failed to the same command")
     hidden = not report.settings["identifiers"].startswith("plain")
     without = " --top 0" if hidden else ""  # no picture is found without its path
     return [*lines, f"next: comit report {out} --out report.html{without}"]
@@ -120,8 +120,8 @@ def information(model: Path | None, as_json: bool) -> str:
                 f"{curve['positives']} of them positive"
             )
     for split, figures in card.metrics.items():
-        lines += ["", f"{split + ' split':42} model  95 % interval   without a model"]
-        lines += _figures(figures, card.intervals.get(split, {}), card.baselines.get(split, {}))
+        rest = card.intervals.get(split, {}), card.baselines.get(split, {})
+        lines += ["", *_figures(split, figures, *rest)]
     for key, value in card.training.items():
         lines.append(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
     return "\n".join(map(printable, lines))
@@ -145,16 +145,17 @@ def _gate(gate: Gate | None) -> list[str]:
 
 
 def _figures(
-    figures: dict[str, Any], intervals: dict[str, Any], without: dict[str, Any]
+    split: str, figures: dict[str, Any], intervals: dict[str, Any], without: dict[str, Any]
 ) -> list[str]:
     """COVID within its source first, whatever it is: the mixed figure can be won by the source."""
     order = sorted(figures, key=lambda k: (not k.startswith("covid_auc_within"), "mixed" in k, k))
-    lines = []
+    wide = max(map(len, figures), default=0)
+    lines = [f"{split + ' split':{wide + 2}} model  95 % interval   without a model"]
     for name in order:
         if name.endswith("_images"):  # a count, not a figure
-            lines.append(f"  {name:40} {figures[name]:.0f}")
+            lines.append(f"  {name:{wide}} {figures[name]:.0f}")
             continue
         baseline = f"{without[name]:.3f}" if name in without else ""
         interval = "[{:.3f}, {:.3f}]".format(*intervals[name]) if name in intervals else ""
-        lines.append(f"  {name:40} {figures[name]:.3f}  {interval:14}  {baseline}".rstrip())
+        lines.append(f"  {name:{wide}} {figures[name]:.3f}  {interval:14}  {baseline}".rstrip())
     return lines
