@@ -127,9 +127,9 @@ def test_faults_are_tried_again(share, pacs, run, tmp_path) -> None:
 
 def test_a_server_that_gives_no_instance_stops_the_run(pacs, run) -> None:
     with Proxy(pacs.http) as proxy:
-        proxy.refuse = lambda path: 403 if "/studies/" in path else None
+        proxy.refuse = lambda path: 500 if "/studies/" in path else None
         with pytest.raises(Stopped, match="the same command resumes"):
-            run(f"dicomweb+{proxy.url}/dicom-web")
+            run(f"dicomweb+{proxy.url}/dicom-web", timeout=2.0)
         proxy.refuse = lambda path: None
         assert run(f"dicomweb+{proxy.url}/dicom-web").rows == 12
 

@@ -277,6 +277,36 @@ def test_one_object_that_is_denied_costs_itself(pictures, bucket, server, run, t
     assert rows(tmp_path / "results")["3.png"]["reason"] == "denied"
 
 
+def test_a_store_that_refuses_is_told_from_one_beside_it_that_does_not(
+    pictures, bucket, server, run, tmp_path
+) -> None:
+    bucket.upload(pictures)
+    other = f"{bucket.name}-other"
+    bucket.client.create_bucket(Bucket=other)
+    for i in range(40):
+        data = (pictures / f"{3 * (i % 3)}.png").read_bytes()
+        for name in (bucket.name, other):
+            bucket.client.put_object(Bucket=name, Key=f"n{i}.png", Body=data)
+    paths = [f"s3://{name}/n{i}.png" for i in range(40) for name in (bucket.name, other)]
+    pq.write_table(pa.table({"path": paths}), tmp_path / "m.parquet")
+    with Proxy(server) as proxy:
+        proxy.refuse = lambda path: 403 if path.startswith(f"/{other}/") else None
+        with pytest.raises(Stopped, match=f"objects of s3://{other} may not be read"):
+            run(tmp_path / "m.parquet", endpoint=proxy.url)
+
+
+def test_the_only_new_object_of_a_night_that_is_denied_is_a_row(
+    pictures, bucket, server, run, tmp_path
+) -> None:
+    bucket.upload(pictures)
+    with Proxy(server) as proxy:
+        run(f"s3://{bucket.name}", endpoint=proxy.url)
+        bucket.put("new.png", (pictures / "0.png").read_bytes())
+        proxy.refuse = lambda path: 403 if "/new.png" in path else None
+        assert run(f"s3://{bucket.name}", endpoint=proxy.url).status["failed"] == 1
+    assert rows(tmp_path / "results")["new.png"]["reason"] == "denied"
+
+
 def test_an_object_of_a_web_server_is_one_row(pictures, run, tmp_path) -> None:
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:

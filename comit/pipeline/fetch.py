@@ -14,7 +14,7 @@ import os
 import random
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -42,6 +42,7 @@ class _Fetched(NamedTuple):
     file: int | None  # None where there is a reason
     mtime: int | None = None
     reason: Code | None = None
+    error: BaseException | None = None  # of this machine, not of a store
 
 
 class Fetcher:
@@ -68,11 +69,12 @@ class Fetcher:
         self._free = [*self.files]
         self._came: SimpleQueue[_Fetched] = SimpleQueue()
         self._ready: deque[Task] = deque()
-        self._suspect: deque[Task] = deque()  # refused one after the other, nothing between
+        # By store: refused one after the other, nothing between.
+        self._suspect: defaultdict[str, deque[Task]] = defaultdict(deque)
+        self._served: set[str] = set()  # stores that have given anything in this run
         self._given: dict[int, _Fetched] = {}  # by item: fetched, and not done yet
         self._in_flight = self._undone = self._bytes = 0
         self._ended = threading.Event()
-        self._served = False  # whether a store has given anything in this run
         self._retries = 0
 
     def __enter__(self) -> Fetcher:
@@ -127,11 +129,13 @@ class Fetcher:
                 else:  # nothing is being decoded that would be waited for
                     self._wait()
             elif not more:
-                if not self._suspect:
+                if not any(self._suspect.values()):
                     return
-                if not self._served:
-                    raise _refuses(self._suspect[0])
-                self._clear_suspects()
+                for place, tasks in self._suspect.items():
+                    unreached = [t for t in tasks if t.problem == str(Fail.UNREACHABLE)]
+                    if unreached and place not in self._served:
+                        raise _refuses(place, unreached[0])
+                    self._release(place)
             elif self._undone:  # room comes with what is done
                 yield None
 
@@ -172,7 +176,10 @@ class Fetcher:
     def _took(self, fetched: _Fetched) -> None:
         """Sorts what a thread brought: a file, or a reason."""
         self._in_flight -= 1
+        if fetched.error is not None:
+            raise fetched.error
         task = fetched.task
+        place = Address.of(os.fsdecode(task.file)).place
         if fetched.reason is None:
             self._given[task.item] = fetched
             self._ready.append(task._replace(file=b"/dev/fd/%d" % (fetched.file or 0)))
@@ -180,17 +187,18 @@ class Fetcher:
             self._bytes -= fetched.size
             refused = task._replace(problem=str(fetched.reason))
             if fetched.reason in (Fail.UNREACHABLE, Fail.DENIED):
-                self._suspect.append(refused)
-                if len(self._suspect) >= REFUSALS:
-                    raise _refuses(self._suspect[0])
+                self._suspect[place].append(refused)
+                if len(self._suspect[place]) >= REFUSALS:
+                    raise _refuses(place, refused)
                 return
             self._ready.append(refused)
-        self._served = True
-        self._clear_suspects()
+        self._served.add(place)
+        self._release(place)
 
-    def _clear_suspects(self) -> None:
-        self._ready.extend(self._suspect)
-        self._suspect.clear()
+    def _release(self, place: str) -> None:
+        """Gives those their rows that a store refused, though not all."""
+        self._ready.extend(self._suspect[place])
+        self._suspect[place].clear()
 
     def _fetch(self, task: Task, size: int, file: int) -> None:
         """In a thread: one object, tried again until its time is over."""
@@ -210,6 +218,8 @@ class Fetcher:
                         fetched = _Fetched(task, size, None, reason=reason)
                         break
                     self._retries += 1
+        except BaseException as error:
+            fetched = _Fetched(task, size, None, error=error)
         finally:
             if fetched.file is None:
                 os.ftruncate(file, 0)
@@ -236,8 +246,7 @@ class Fetcher:
         return found.mtime
 
 
-def _refuses(task: Task) -> Stopped:
-    place = Address.of(os.fsdecode(task.file)).place
+def _refuses(place: str, task: Task) -> Stopped:
     what = "may not be read" if task.problem == str(Fail.DENIED) else "cannot be reached"
     return Stopped(
         f"objects of {place} {what}, one after the other: check the network and the credentials. "
