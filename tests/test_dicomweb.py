@@ -233,7 +233,8 @@ def test_every_instance_is_listed_once(kind) -> None:
     ("answer", "said"),
     [
         (lambda limit, offset: 204, "has no instances"),
-        (lambda limit, offset: {"not": "a list"}, "has no instances"),
+        (lambda limit, offset: {"not": "a list"}, "does not answer"),
+        (lambda limit, offset: [instance(1)] if not offset else {}, "does not answer"),
         (lambda limit, offset: 401, "refuses the credentials"),
     ],
 )

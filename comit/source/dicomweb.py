@@ -137,7 +137,9 @@ class DicomWeb:
                         found = response.json()
                     finally:
                         response.release_conn()
-                return [f for f in found if isinstance(f, dict)] if isinstance(found, list) else []
+                if isinstance(found, list):
+                    return [f for f in found if isinstance(f, dict)]
+                reason = Fail.UNREACHABLE  # a page of a proxy, say: the end of the list is not that
             except ItemError as error:
                 reason = Fail(str(error.reason))  # type: ignore[call-arg]
                 if reason is not Fail.UNREACHABLE:
